@@ -1,0 +1,209 @@
+"""Every setting of the scheduler, once: flag, unit, default and meaning.
+
+`add_flags` turns the fields into `--slo-*` command line flags, `from_args` reads them back together with the YAML of
+`--slo-config` (a flag that is given beats the file), and `to_env`/`from_env` carry the result into SGLang's
+scheduler processes, which are started afresh and inherit only the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sglang_slo.core.slo import MAX_LIMIT_MS, SloClass
+
+ENV = "SGLANG_SLO_CONFIG"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the field and what is accepted."""
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, low: float = -math.inf) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
+
+
+@dataclass(frozen=True)
+class SloConfig:
+    """Settings of one server. Names are the flags' names without `--slo-`."""
+
+    policy: str = _setting("slo", "slo: our scheduler; off: stock SGLang, bit for bit", ("slo", "off"))
+    # -- what is promised
+    ttft_ms: float | None = _setting(None, "default limit on time to first token, ms (none: best effort)", low=0)
+    tbt_ms: float | None = _setting(None, "default limit on the gap between tokens, ms (none: best effort)", low=0)
+    default_class: str | None = _setting(None, "class of requests that name none")
+    classes_only: bool = _setting(False, "accept declared classes only, no numbers from clients")
+    min_ttft_ms: float = _setting(0.0, "floor: a tighter TTFT limit is raised to this, ms", low=0)
+    min_tbt_ms: float = _setting(0.0, "floor: a tighter TBT limit is raised to this, ms", low=0)
+    classes: Mapping[str, SloClass] = field(default_factory=dict, metadata={"help": "only in the YAML file"})
+    # -- parts that can be switched off one by one (DESIGN.md section 12)
+    chunk: str = _setting("dynamic", "prefill chunk: dynamic fits the tightest gap, fixed is SGLang's", ("dynamic", "fixed"))
+    order: str = _setting("slack", "order of the queue: slack within tightness buckets, or SGLang's", ("slack", "stock"))
+    packing: str = _setting("dual", "fill compute and KV together (dual) or in order (greedy)", ("dual", "greedy"))
+    mix: str = _setting("auto", "prefill beside decode in one iteration", ("auto", "always", "never"))
+    park: bool = _setting(True, "a half-prefilled request may be set aside for a more urgent one")
+    decode_buckets: bool = _setting(True, "looser decodes may sit an iteration out for a tighter one")
+    length: str = _setting("xgboost", "predictor of output lengths", ("xgboost", "mean", "none"))
+    bound: str = _setting("conformal", "how a predicted length is bounded", ("conformal", "hoeffding"))
+    kv: str = _setting("forecast", "KV admission: forecast of the peak, or SGLang's ratio", ("forecast", "stock"))
+    preempt: str = _setting("auto", "way out for a preempted request", ("auto", "swap", "recompute", "stock"))
+    # -- sizes and shares
+    lost_share: float = _setting(0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0)
+    queue_limit_s: float | None = _setting(None, "shed (HTTP 503) what would wait longer, s; none: never", low=0)
+    margin: float = _setting(0.05, "share of a gap allowance that is left unused", low=0)
+    idle_cap_ms: float = _setting(200.0, "longest iteration while nobody decodes, ms", low=1)
+    confidence_high: float = _setting(0.9, "confidence of length bounds on an idle server", low=0)
+    confidence_low: float = _setting(0.6, "confidence of length bounds at and above capacity", low=0)
+    reserve_floor: float = _setting(0.01, "least share of KV kept in reserve", low=0)
+    reserve_ceiling: float = _setting(0.10, "largest share of KV kept in reserve", low=0)
+    max_preemptions: int = _setting(3, "no request is preempted more often than this", low=0)
+    host_kv_gb: float = _setting(0.0, "host memory for swapped KV, GB (0: no swap)", low=0)
+    # -- files
+    profile: str | None = _setting(None, "latency profile JSON; none: measured at start-up and kept in the cache folder")
+    model_dir: str | None = _setting(None, "folder of the length model; none: in the cache folder")
+    request_log: str | None = _setting(None, "JSONL file of finished requests; none: no log")
+    request_log_text: bool = _setting(False, "write prompts into the request log")
+    request_log_mb: float = _setting(64.0, "rotate the request log at this size, MB", low=0.001)
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check(f, getattr(self, f.name))
+        if not self.confidence_low <= self.confidence_high < 1:
+            raise ConfigError("slo-confidence-low/high: need low <= high < 1")
+        if not self.lost_share < 1:
+            raise ConfigError(f"slo-lost-share: need a share in [0, 1), got {self.lost_share}")
+        if not self.margin < 1:
+            raise ConfigError(f"slo-margin: need a share in [0, 1), got {self.margin}")
+        if not self.reserve_floor <= self.reserve_ceiling < 1:
+            raise ConfigError("slo-reserve-floor/ceiling: need floor <= ceiling < 1")
+        if self.default_class is not None and self.default_class not in self.classes:
+            raise ConfigError(f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}")
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> SloConfig:
+        """Inverse of `to_json`."""
+        raw = json.loads(text)
+        raw["classes"] = {k: SloClass(**v) for k, v in raw.get("classes", {}).items()}
+        return SloConfig(**raw)
+
+    def to_env(self) -> None:
+        """Leave the settings in the environment for the processes started from here."""
+        os.environ[ENV] = self.to_json()
+
+    @staticmethod
+    def from_env() -> SloConfig | None:
+        """The settings left by `to_env`, None if the scheduler is not switched on."""
+        text = os.environ.get(ENV)
+        return SloConfig.from_json(text) if text else None
+
+
+def _check(f: dataclasses.Field[Any], value: Any) -> None:
+    choices, low = f.metadata.get("choices"), f.metadata.get("low", -math.inf)
+    flag = "slo-" + f.name.replace("_", "-")
+    if choices and value not in choices:
+        raise ConfigError(f"{flag}: need one of {', '.join(choices)}, got {value!r}")
+    if "float" in str(f.type) or f.type == "int":
+        if value is None:
+            if "None" not in str(f.type):
+                raise ConfigError(f"{flag}: need a number")
+            return
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{flag}: need a number, got {value!r}")
+        if not math.isfinite(value) or value < low:
+            raise ConfigError(f"{flag}: need a finite number of at least {low:g}, got {value!r}")
+    elif f.type == "bool" and not isinstance(value, bool):
+        raise ConfigError(f"{flag}: need true or false, got {value!r}")
+
+
+def settings() -> list[dataclasses.Field[Any]]:
+    """The fields that are also flags (all but the classes, which need a file)."""
+    return [f for f in dataclasses.fields(SloConfig) if f.name != "classes"]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--slo-config` and one `--slo-*` flag per setting; absent flags leave no trace in the namespace."""
+    group = parser.add_argument_group("deadlines (sglang-slo)")
+    group.add_argument("--slo-config", metavar="FILE", help="YAML with classes and any setting below, without `slo-`")
+    for f in settings():
+        kind: Any = str
+        if f.type == "bool":
+            kind = _bool
+        elif f.type == "int":
+            kind = int
+        elif "float" in str(f.type):
+            kind = float
+        group.add_argument(
+            "--slo-" + f.name.replace("_", "-"),
+            dest="slo_" + f.name,
+            type=kind,
+            choices=f.metadata["choices"],
+            default=argparse.SUPPRESS,
+            help=f"{f.metadata['help']} (default: {f.default})".replace("%", "%%"),
+        )
+
+
+def from_args(args: argparse.Namespace) -> SloConfig:
+    """Settings from the flags that were given, over the YAML file, over the defaults."""
+    raw: dict[str, Any] = {}
+    if getattr(args, "slo_config", None):
+        raw.update(read_yaml(Path(args.slo_config)))
+    for f in settings():
+        if hasattr(args, "slo_" + f.name):
+            raw[f.name] = getattr(args, "slo_" + f.name)
+    return SloConfig(**raw)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings of a `slo.yaml`. Raises ConfigError naming the file and the field."""
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"slo-config {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"slo-config {path}: need a mapping of settings")
+    raw = {str(k).replace("-", "_"): v for k, v in raw.items()}
+    known = {f.name for f in dataclasses.fields(SloConfig)}
+    unknown = sorted(set(raw) - known)
+    if unknown:
+        raise ConfigError(f"slo-config {path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    raw["classes"] = read_classes(raw.get("classes") or {}, str(path))
+    return raw
+
+
+def read_classes(raw: Any, where: str) -> dict[str, SloClass]:
+    """`{name: {ttft_ms: .., tbt_ms: ..}}` to classes. Raises ConfigError naming the class and the field."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: classes: need a mapping of name to limits")
+    classes: dict[str, SloClass] = {}
+    for name, limits in raw.items():
+        if not isinstance(name, str) or not isinstance(limits, dict):
+            raise ConfigError(f"{where}: classes.{name}: need {{ttft_ms: number, tbt_ms: number}}")
+        for key, value in limits.items():
+            if key not in ("ttft_ms", "tbt_ms"):
+                raise ConfigError(f"{where}: classes.{name}.{key}: unknown; accepted: ttft_ms, tbt_ms")
+            ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_LIMIT_MS
+            if value is not None and not ok:
+                raise ConfigError(f"{where}: classes.{name}.{key}: need a number of ms above 0, got {value!r}")
+        classes[name] = SloClass(**limits)
+    return classes
+
+
+def _bool(text: str) -> bool:
+    if text.lower() in ("1", "true", "on", "yes"):
+        return True
+    if text.lower() in ("0", "false", "off", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"need on or off, got {text!r}")
