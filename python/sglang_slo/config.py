@@ -38,27 +38,43 @@ class SloConfig:
 
     policy: str = _setting("slo", "slo: our scheduler; off: stock SGLang, bit for bit", ("slo", "off"))
     # -- what is promised
-    ttft_ms: float | None = _setting(None, "default limit on time to first token, ms (none: best effort)", low=0)
-    tbt_ms: float | None = _setting(None, "default limit on the gap between tokens, ms (none: best effort)", low=0)
+    ttft_ms: float | None = _setting(
+        None, "default limit on time to first token, ms (none: best effort)", low=0
+    )
+    tbt_ms: float | None = _setting(
+        None, "default limit on the gap between tokens, ms (none: best effort)", low=0
+    )
     default_class: str | None = _setting(None, "class of requests that name none")
     classes_only: bool = _setting(False, "accept declared classes only, no numbers from clients")
     min_ttft_ms: float = _setting(0.0, "floor: a tighter TTFT limit is raised to this, ms", low=0)
     min_tbt_ms: float = _setting(0.0, "floor: a tighter TBT limit is raised to this, ms", low=0)
     classes: Mapping[str, SloClass] = field(default_factory=dict, metadata={"help": "only in the YAML file"})
     # -- parts that can be switched off one by one (DESIGN.md section 12)
-    chunk: str = _setting("dynamic", "prefill chunk: dynamic fits the tightest gap, fixed is SGLang's", ("dynamic", "fixed"))
-    order: str = _setting("slack", "order of the queue: slack within tightness buckets, or SGLang's", ("slack", "stock"))
-    packing: str = _setting("dual", "fill compute and KV together (dual) or in order (greedy)", ("dual", "greedy"))
+    chunk: str = _setting(
+        "dynamic", "prefill chunk: dynamic fits the tightest gap, fixed is SGLang's", ("dynamic", "fixed")
+    )
+    order: str = _setting(
+        "slack", "order of the queue: slack within tightness buckets, or SGLang's", ("slack", "stock")
+    )
+    packing: str = _setting(
+        "dual", "fill compute and KV together (dual) or in order (greedy)", ("dual", "greedy")
+    )
     mix: str = _setting("auto", "prefill beside decode in one iteration", ("auto", "always", "never"))
     park: bool = _setting(True, "a half-prefilled request may be set aside for a more urgent one")
     decode_buckets: bool = _setting(True, "looser decodes may sit an iteration out for a tighter one")
     length: str = _setting("xgboost", "predictor of output lengths", ("xgboost", "mean", "none"))
     bound: str = _setting("conformal", "how a predicted length is bounded", ("conformal", "hoeffding"))
-    kv: str = _setting("forecast", "KV admission: forecast of the peak, or SGLang's ratio", ("forecast", "stock"))
+    kv: str = _setting(
+        "forecast", "KV admission: forecast of the peak, or SGLang's ratio", ("forecast", "stock")
+    )
     preempt: str = _setting("auto", "way out for a preempted request", ("auto", "swap", "recompute", "stock"))
     # -- sizes and shares
-    lost_share: float = _setting(0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0)
-    queue_limit_s: float | None = _setting(None, "shed (HTTP 503) what would wait longer, s; none: never", low=0)
+    lost_share: float = _setting(
+        0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0
+    )
+    queue_limit_s: float | None = _setting(
+        None, "shed (HTTP 503) what would wait longer, s; none: never", low=0
+    )
     margin: float = _setting(0.05, "share of a gap allowance that is left unused", low=0)
     idle_cap_ms: float = _setting(200.0, "longest iteration while nobody decodes, ms", low=1)
     confidence_high: float = _setting(0.9, "confidence of length bounds on an idle server", low=0)
@@ -68,7 +84,9 @@ class SloConfig:
     max_preemptions: int = _setting(3, "no request is preempted more often than this", low=0)
     host_kv_gb: float = _setting(0.0, "host memory for swapped KV, GB (0: no swap)", low=0)
     # -- files
-    profile: str | None = _setting(None, "latency profile JSON; none: measured at start-up and kept in the cache folder")
+    profile: str | None = _setting(
+        None, "latency profile JSON; none: measured at start-up and kept in the cache folder"
+    )
     model_dir: str | None = _setting(None, "folder of the length model; none: in the cache folder")
     request_log: str | None = _setting(None, "JSONL file of finished requests; none: no log")
     request_log_text: bool = _setting(False, "write prompts into the request log")
@@ -86,7 +104,9 @@ class SloConfig:
         if not self.reserve_floor <= self.reserve_ceiling < 1:
             raise ConfigError("slo-reserve-floor/ceiling: need floor <= ceiling < 1")
         if self.default_class is not None and self.default_class not in self.classes:
-            raise ConfigError(f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}")
+            raise ConfigError(
+                f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}"
+            )
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back."""
@@ -136,7 +156,9 @@ def settings() -> list[dataclasses.Field[Any]]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--slo-config` and one `--slo-*` flag per setting; absent flags leave no trace in the namespace."""
     group = parser.add_argument_group("deadlines (sglang-slo)")
-    group.add_argument("--slo-config", metavar="FILE", help="YAML with classes and any setting below, without `slo-`")
+    group.add_argument(
+        "--slo-config", metavar="FILE", help="YAML with classes and any setting below, without `slo-`"
+    )
     for f in settings():
         kind: Any = str
         if f.type == "bool":
@@ -178,7 +200,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(SloConfig)}
     unknown = sorted(set(raw) - known)
     if unknown:
-        raise ConfigError(f"slo-config {path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"slo-config {path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}"
+        )
     raw["classes"] = read_classes(raw.get("classes") or {}, str(path))
     return raw
 
@@ -196,7 +220,9 @@ def read_classes(raw: Any, where: str) -> dict[str, SloClass]:
                 raise ConfigError(f"{where}: classes.{name}.{key}: unknown; accepted: ttft_ms, tbt_ms")
             ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_LIMIT_MS
             if value is not None and not ok:
-                raise ConfigError(f"{where}: classes.{name}.{key}: need a number of ms above 0, got {value!r}")
+                raise ConfigError(
+                    f"{where}: classes.{name}.{key}: need a number of ms above 0, got {value!r}"
+                )
         classes[name] = SloClass(**limits)
     return classes
 

@@ -1,0 +1,268 @@
+"""What one run was: plain arrays per request and per iteration, and the measures derived from them.
+
+`RunResult` is filled by the twin's driver and by the harness that replays a workload against a live server, so that
+both are scored by the same code. Times are seconds since the start of the run. Everything but `wall_s` is a
+function of workload, scheduler, settings and seed; `to_json(wall=False)` leaves that one out.
+
+    arrival      first token      token   token          end
+       |-------- ttft -----|-- gap --|- gap -|-- ... ------|       tbt = 99th percentile of a request's gaps
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_slo.core.slo import Slo
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TBT_PERCENTILE = 99.0
+_SHOWN = (50, 90, 99)
+
+
+@dataclass
+class Requests:
+    """One row per request of the workload, in order of arrival; every field has shape [n]."""
+
+    class_id: Ints  # index into RunResult.class_names
+    arrival_s: Floats
+    input_tokens: Ints
+    output_tokens: Ints  # the true length
+    ttft_limit_s: Floats  # inf: no limit
+    tbt_limit_s: Floats
+    ttft_s: Floats  # arrival to first token; inf: never came
+    tbt_s: Floats  # 99th percentile gap; 0 with one token, inf if unfinished
+    tpot_s: Floats  # mean gap; 0 with one token, inf if unfinished
+    max_gap_s: Floats
+    end_s: Floats  # time of the last token; inf: unfinished or refused
+    cached_tokens: Ints  # prompt tokens found in the prefix cache at first admission
+    preemptions: Ints
+
+    @property
+    def finished(self) -> NDArray[np.bool_]:
+        """Whether all tokens came out."""
+        return np.isfinite(self.end_s)
+
+    @property
+    def attained(self) -> NDArray[np.bool_]:
+        """Finished, with both limits kept."""
+        return self.finished & (self.ttft_s <= self.ttft_limit_s) & (self.tbt_s <= self.tbt_limit_s)
+
+
+@dataclass
+class Iterations:
+    """One row per forward pass, in order; every field has shape [m]."""
+
+    start_s: Floats  # when its computation began
+    duration_s: Floats  # how long it computed
+    new_tokens: Ints  # prompt tokens computed in it
+    prefills: Ints  # requests that had prompt tokens in it
+    decodes: Ints  # requests that got a token by decoding in it
+    context_tokens: Ints  # KV tokens read by its decodes
+    kv_used_tokens: Ints  # KV held by unfinished requests (evictable cache not counted)
+    waiting: Ints  # requests queued when it was launched
+    stalled: Ints  # requests with work to do and a live deadline that made no progress in it
+
+
+@dataclass
+class RunResult:
+    """One scheduler on one workload."""
+
+    workload: str
+    scheduler: str  # a short name: "slo", "stock lpm mixed 512"
+    settings: dict[str, Any]  # flags that differ from the scheduler's defaults
+    profile: str
+    seed: int
+    load: float
+    class_names: list[str]
+    kv_capacity_tokens: int
+    requests: Requests
+    iterations: Iterations
+    retractions: int = 0
+    recompute_tokens: int = 0  # tokens prefilled again after a preemption
+    prefill_tokens: int = 0  # all tokens prefilled, the recomputed ones included
+    swapped_tokens: int = 0
+    wall_s: float = 0.0
+    notes: dict[str, float] = field(default_factory=dict)  # counters of the scheduler's own
+
+    @property
+    def virtual_s(self) -> float:
+        """First arrival to the end of the last iteration or token, whichever is later."""
+        ends = self.requests.end_s[self.requests.finished]
+        last = max(
+            ends.max(initial=0.0), (self.iterations.start_s + self.iterations.duration_s).max(initial=0.0)
+        )
+        return (
+            float(last - self.requests.arrival_s.min(initial=math.inf))
+            if len(self.requests.arrival_s)
+            else 0.0
+        )
+
+    @property
+    def attainment(self) -> float:
+        """Share of requests attained."""
+        return _share(self.requests.attained)
+
+    @property
+    def goodput_rps(self) -> float:
+        """Attained requests per second of the run."""
+        return _per(float(self.requests.attained.sum()), self.virtual_s)
+
+    def measures(self) -> dict[str, Any]:
+        """Every measure, for the whole run and per class, without the time it took on the wall."""
+        its = self.iterations
+        return {
+            "workload": self.workload,
+            "scheduler": self.scheduler,
+            "settings": self.settings,
+            "profile": self.profile,
+            "seed": self.seed,
+            "load": self.load,
+            **self._of(np.ones(len(self.requests.arrival_s), bool)),
+            "classes": {
+                name: self._of(self.requests.class_id == i) for i, name in enumerate(self.class_names)
+            },
+            "retractions": self.retractions,
+            "recompute_tokens": self.recompute_tokens,
+            "recompute_tax": _per(self.recompute_tokens, self.prefill_tokens),
+            "swapped_tokens": self.swapped_tokens,
+            "stalled_iterations": int((its.stalled > 0).sum()),
+            "stall_share": _share(its.stalled > 0),
+            "kv_use": {
+                "mean": _per(float((its.kv_used_tokens * its.duration_s).sum()), float(its.duration_s.sum()))
+                / max(self.kv_capacity_tokens, 1),
+                "max": int(its.kv_used_tokens.max(initial=0)) / max(self.kv_capacity_tokens, 1),
+            },
+            "iterations": len(its.start_s),
+            "iteration_s": _spread(its.duration_s),
+            "busy_share": _per(float(its.duration_s.sum()), self.virtual_s),
+            "virtual_s": self.virtual_s,
+            "notes": self.notes,
+        }
+
+    def to_json(self, wall: bool = True) -> str:
+        """One line with every measure; without `wall` the same bytes for the same run, whatever the machine did."""
+        measures = self.measures()
+        if wall:
+            measures["wall_s"] = round(self.wall_s, 3)
+        return json.dumps(_rounded(measures), allow_nan=False)
+
+    def _of(self, pick: NDArray[np.bool_]) -> dict[str, Any]:
+        rows, span = self.requests, self.virtual_s
+        attained, finished = rows.attained & pick, rows.finished & pick
+        return {
+            "requests": int(pick.sum()),
+            "finished": int(finished.sum()),
+            "attainment": _share(rows.attained[pick]),
+            "ttft_attainment": _share((rows.ttft_s <= rows.ttft_limit_s)[pick]),
+            "tbt_attainment": _share((rows.tbt_s <= rows.tbt_limit_s)[pick]),
+            "goodput_rps": _per(float(attained.sum()), span),
+            "token_goodput_tps": _per(float(rows.output_tokens[attained].sum()), span),
+            "throughput_tps": _per(float(rows.output_tokens[finished].sum()), span),
+            "ttft_s": _spread(rows.ttft_s[pick]),
+            "tbt_s": _spread(rows.tbt_s[pick]),
+            "tpot_s": _spread(rows.tpot_s[pick]),
+            "input_tokens": int(rows.input_tokens[pick].sum()),
+            "output_tokens": int(rows.output_tokens[pick].sum()),
+            "cached_tokens": int(rows.cached_tokens[pick].sum()),
+            "preemptions": int(rows.preemptions[pick].sum()),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write to `path` (.npz); `load` reads it back unchanged."""
+        head = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("requests", "iterations")
+        }
+        arrays = {
+            f"{part}.{f.name}": getattr(getattr(self, part), f.name)
+            for part in ("requests", "iterations")
+            for f in dataclasses.fields(getattr(self, part))
+        }
+        with path.open("wb") as out:
+            np.savez_compressed(out, head=np.array(json.dumps(head)), **arrays)
+
+    @staticmethod
+    def load(path: Path) -> RunResult:
+        """Inverse of `save`. Raises OSError, KeyError or ValueError if the file is not one."""
+        with np.load(path) as z:
+            parts: dict[str, dict[str, Any]] = {"requests": {}, "iterations": {}}
+            for key in z.files:
+                part, _, name = key.partition(".")
+                if name:
+                    parts[part][name] = z[key]
+            head = json.loads(str(z["head"]))
+        return RunResult(
+            **head, requests=Requests(**parts["requests"]), iterations=Iterations(**parts["iterations"])
+        )
+
+
+def gap_figures(token_times_s: Floats) -> tuple[float, float, float]:
+    """99th percentile, mean and largest gap, s, of one request's token times [k]; zeros for a single token."""
+    if len(token_times_s) < 2:
+        return 0.0, 0.0, 0.0
+    gaps = np.diff(token_times_s)
+    return float(np.percentile(gaps, TBT_PERCENTILE)), float(gaps.mean()), float(gaps.max())
+
+
+def empty_requests(
+    class_id: Ints, arrival_s: Floats, input_tokens: Ints, output_tokens: Ints, limits: list[Slo]
+) -> Requests:
+    """Rows of a run that has not begun: nothing came out yet. `limits`: one per class."""
+    n = len(arrival_s)
+    return Requests(
+        class_id=class_id,
+        arrival_s=arrival_s,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        ttft_limit_s=np.array([s.ttft_s for s in limits], float)[class_id],
+        tbt_limit_s=np.array([s.tbt_s for s in limits], float)[class_id],
+        ttft_s=np.full(n, math.inf),
+        tbt_s=np.full(n, math.inf),
+        tpot_s=np.full(n, math.inf),
+        max_gap_s=np.full(n, math.inf),
+        end_s=np.full(n, math.inf),
+        cached_tokens=np.zeros(n, np.int64),
+        preemptions=np.zeros(n, np.int64),
+    )
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    return float(hits.mean()) if len(hits) else 0.0
+
+
+def _per(amount: float, base: float) -> float:
+    return amount / base if base > 0 else 0.0
+
+
+def _spread(values: Floats) -> dict[str, float]:
+    """Mean and percentiles; unfinished requests (inf) count as worse than all others, and show as null in JSON."""
+    if not len(values):
+        return {}
+    picked = np.percentile(values, _SHOWN, method="nearest")
+    return {
+        "mean": float(values.mean()),
+        **{f"p{p}": float(v) for p, v in zip(_SHOWN, picked, strict=True)},
+        "max": float(values.max()),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to 9 significant digits (below any effect, above any noise in summing); inf to null."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return value
