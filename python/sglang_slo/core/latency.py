@@ -1,0 +1,175 @@
+"""How long an iteration takes, and its inverse: how much prefill fits into a given time.
+
+    T = t0(mode) + max(c_tok * new + c_attn * pairs,  w + c_kv * context)
+        fixed          compute                        memory traffic
+
+`new` tokens go through the layers (decodes count one each); `pairs` = sum over prefill chunks of n * (history + n/2),
+the query-context products of attention; `context` = all tokens whose KV is read; `w` = reading the weights once.
+A lone decode batch has its own t0. All coefficients are seconds (per token, per pair), all at least zero.
+The same JSON profile drives the server and the twin.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What the latency of one iteration depends on. `extend`: the batch holds at least one prefill chunk."""
+
+    extend: bool
+    new_tokens: int = 0
+    pairs: float = 0.0
+    context_tokens: int = 0
+
+    def with_chunk(self, history_tokens: int, new_tokens: int) -> BatchShape:
+        """This batch with one more prefill chunk of `new_tokens` behind `history_tokens` already in the cache."""
+        return BatchShape(
+            True,
+            self.new_tokens + new_tokens,
+            self.pairs + new_tokens * (history_tokens + new_tokens / 2),
+            self.context_tokens + history_tokens + new_tokens,
+        )
+
+
+def decode_shape(requests: int, context_tokens: int) -> BatchShape:
+    """A batch of `requests` decodes that together read `context_tokens` of KV."""
+    return BatchShape(False, requests, 0.0, context_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """The seven numbers of the model, in seconds (per token, per pair)."""
+
+    t0_extend: float
+    t0_decode: float
+    c_tok: float
+    c_attn: float
+    w: float
+    c_kv: float
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Coefficients, the spread of their residuals, and where they come from.
+
+    `residual_quantile` is a high quantile of measured/predicted; `iteration_s` multiplies by nothing,
+    `safe_iteration_s` by it, so that a budget holds for all but the tail.
+    """
+
+    coefficients: Coefficients
+    residual_quantile: float = 1.0
+    name: str = "unnamed"
+    kv_capacity_tokens: int = 0
+    measured: bool = False
+    swap_bytes_per_s: float = 25e9
+    swap_overhead_s: float = 5e-4
+    kv_bytes_per_token: float = 131072.0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def iteration_s(self, shape: BatchShape) -> float:
+        """Predicted seconds of an iteration of this shape."""
+        c = self.coefficients
+        compute = c.c_tok * shape.new_tokens + c.c_attn * shape.pairs
+        memory = c.w + c.c_kv * shape.context_tokens
+        return (c.t0_extend if shape.extend else c.t0_decode) + max(compute, memory)
+
+    def safe_iteration_s(self, shape: BatchShape) -> float:
+        """Seconds that an iteration of this shape exceeds only in the tail of the residuals."""
+        return self.iteration_s(shape) * self.residual_quantile
+
+    def prefill_s(self, history_tokens: int, new_tokens: int) -> float:
+        """Compute time that a prefill adds, seconds, without the fixed part of its iterations."""
+        c = self.coefficients
+        return c.c_tok * new_tokens + c.c_attn * new_tokens * (history_tokens + new_tokens / 2)
+
+    def prefill_s_array(self, history_tokens: np.ndarray, new_tokens: np.ndarray) -> np.ndarray:
+        """`prefill_s` for arrays of n requests; float[n]."""
+        c = self.coefficients
+        return new_tokens * (c.c_tok + c.c_attn * (history_tokens + 0.5 * new_tokens))
+
+    def largest_chunk(self, base: BatchShape, history_tokens: int, time_s: float) -> int:
+        """Most tokens n such that `base` with a chunk of n behind `history_tokens` is predicted to end in `time_s`.
+
+        Exact: iteration_s(n) <= time_s < iteration_s(n + 1); 0 if not even one token fits.
+        From t0 + max(compute, memory) <= time_s both sides are solved alone, with m = pairs and context of `base`:
+        compute  c_attn/2 n^2 + (c_tok + c_attn h) n + (c_tok new0 + c_attn pairs0) <= b     (quadratic in n)
+        memory   w + c_kv (context0 + h + n) <= b                                            (linear in n)
+        """
+        c = self.coefficients
+        b = time_s - c.t0_extend
+        a2, a1 = c.c_attn / 2, c.c_tok + c.c_attn * history_tokens
+        a0 = c.c_tok * base.new_tokens + c.c_attn * base.pairs - b
+        if a0 > 0:
+            return 0
+        if a2 > 0:
+            # the numerically stable root of a2 n^2 + a1 n + a0 = 0 (no cancellation for small a2)
+            compute = -2 * a0 / (a1 + math.sqrt(a1 * a1 - 4 * a2 * a0)) if a1 or a0 else 0.0
+        else:
+            compute = -a0 / a1 if a1 > 0 else math.inf
+        memory = math.inf
+        if c.c_kv > 0:
+            memory = (b - c.w) / c.c_kv - base.context_tokens - history_tokens
+        elif c.w > b:
+            return 0
+        n = int(max(min(compute, memory, 1e9), 0))
+        # rounding of floats can be one off either way
+        while n > 0 and self.iteration_s(base.with_chunk(history_tokens, n)) > time_s:
+            n -= 1
+        while n < 10**9 and self.iteration_s(base.with_chunk(history_tokens, n + 1)) <= time_s:
+            n += 1
+        return n
+
+    def saturating_tokens(self) -> int:
+        """Prefill tokens beyond which a larger iteration gains under 2 % of throughput: fixed cost / 2 % of c_tok."""
+        c = self.coefficients
+        return max(int(c.t0_extend / (0.02 * max(c.c_tok, 1e-9))), 256)
+
+    def scaled(self, factor: float) -> LatencyModel:
+        """The same model with every coefficient multiplied: for tests of a wrong profile."""
+        c = {k: v * factor for k, v in asdict(self.coefficients).items()}
+        return replace(self, coefficients=Coefficients(**c))
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON, atomically."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        partial.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> LatencyModel:
+        """Read a profile. Raises ProfileError naming the file and the field."""
+        try:
+            raw = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ProfileError(f"profile {path}: {error}") from error
+        return LatencyModel.from_dict(raw, str(path))
+
+    @staticmethod
+    def from_dict(raw: Any, where: str) -> LatencyModel:
+        """Check and build. Raises ProfileError naming the field."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("coefficients"), dict):
+            raise ProfileError(f"profile {where}: need an object with `coefficients`")
+        names = Coefficients.__dataclass_fields__
+        for name in names:
+            value = raw["coefficients"].get(name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value < 0:
+                raise ProfileError(f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}")
+        extra = set(raw["coefficients"]) - set(names)
+        unknown = extra | (set(raw) - set(LatencyModel.__dataclass_fields__))
+        if unknown:
+            raise ProfileError(f"profile {where}: unknown field {sorted(unknown)[0]!r}")
+        rest = {k: v for k, v in raw.items() if k != "coefficients"}
+        return LatencyModel(Coefficients(**raw["coefficients"]), **rest)
+
+
+class ProfileError(ValueError):
+    """A latency profile that cannot be used."""
