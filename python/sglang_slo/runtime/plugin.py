@@ -1,0 +1,58 @@
+"""SGLang's two ways in for us: a CPU platform, and our scheduler in place of SGLang's.
+
+SGLang calls both functions in each of its processes wherever this package is installed. Neither may ever hurt a
+stock server: the platform is offered only where nothing else could run, and the scheduler is replaced only if the
+environment carries settings with policy `slo` (`SloConfig.to_env`). Importing this module imports little.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import entry_points
+
+from sglang_slo.config import SloConfig
+
+logger = logging.getLogger(__name__)
+
+CPU_PLATFORM = "sglang_slo_cpu"  # the entry point's name, as SGLANG_PLATFORM would give it
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+
+
+def cpu_platform() -> str | None:
+    """Dotted name of the CPU platform, or None where SGLang has another device or another CPU engine."""
+    if os.environ.get("SGLANG_PLATFORM") not in (CPU_PLATFORM, "", None):
+        return None
+    if os.environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1":  # SGLang's own, with a CPU build of sgl_kernel
+        return None
+    others = {e.name for e in entry_points(group="sglang.srt.platforms")} - {CPU_PLATFORM}
+    if others and os.environ.get("SGLANG_PLATFORM") != CPU_PLATFORM:
+        return None  # SGLang refuses to start with two: another vendor's comes first
+    return "sglang_slo.runtime.native_cpu.NativeCpuPlatform" if no_gpu() else None
+
+
+def no_gpu() -> bool:
+    """True if torch sees no accelerator that SGLang knows how to use."""
+    import torch  # late: this module must stay light
+
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return False
+    others = [getattr(torch, name, None) for name in ("npu", "hpu", "musa", "mps")]
+    return not any(device is not None and device.is_available() for device in others)
+
+
+def switched_on() -> bool:
+    """True if this process was started with our scheduler asked for."""
+    config = SloConfig.from_env()
+    return config is not None and config.policy == "slo"
+
+
+def register() -> None:
+    """Put `SloScheduler` in the place of SGLang's `Scheduler`; nothing at all unless switched on."""
+    if not switched_on():
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_slo.runtime.scheduler import SloScheduler
+
+    HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
