@@ -1,8 +1,8 @@
 """What one run was: plain arrays per request and per iteration, and the measures derived from them.
 
-`RunResult` is filled by the twin's driver and by the harness that replays a workload against a live server, so that
-both are scored by the same code. Times are seconds since the start of the run. Everything but `wall_s` is a
-function of workload, scheduler, settings and seed; `to_json(wall=False)` leaves that one out.
+`RunResult` is filled by the twin's driver and by the harness that replays a workload against a live server,
+so that both are scored by the same code. Times are seconds since the start of the run. Everything but
+`wall_s` is a function of workload, scheduler, settings and seed; `to_json(wall=False)` leaves that one out.
 
     arrival      first token      token   token          end
        |-------- ttft -----|-- gap --|- gap -|-- ... ------|       tbt = 99th percentile of a request's gaps
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_slo.core.attainment import p99_s
 from sglang_slo.core.slo import Slo
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-TBT_PERCENTILE = 99.0
 _SHOWN = (50, 90, 99)
 
 
@@ -150,7 +150,7 @@ class RunResult:
         }
 
     def to_json(self, wall: bool = True) -> str:
-        """One line with every measure; without `wall` the same bytes for the same run, whatever the machine did."""
+        """One line with every measure; without `wall` the same bytes for the same run on any day."""
         measures = self.measures()
         if wall:
             measures["wall_s"] = round(self.wall_s, 3)
@@ -177,8 +177,8 @@ class RunResult:
             "preemptions": int(rows.preemptions[pick].sum()),
         }
 
-    def save(self, path: Path) -> None:
-        """Write to `path` (.npz); `load` reads it back unchanged."""
+    def write(self, path: Path) -> None:
+        """Write to `path` (.npz); `read` reads it back unchanged."""
         head = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -193,8 +193,8 @@ class RunResult:
             np.savez_compressed(out, head=np.array(json.dumps(head)), **arrays)
 
     @staticmethod
-    def load(path: Path) -> RunResult:
-        """Inverse of `save`. Raises OSError, KeyError or ValueError if the file is not one."""
+    def read(path: Path) -> RunResult:
+        """Inverse of `write`. Raises OSError, KeyError or ValueError if the file is not one."""
         with np.load(path) as z:
             parts: dict[str, dict[str, Any]] = {"requests": {}, "iterations": {}}
             for key in z.files:
@@ -208,11 +208,11 @@ class RunResult:
 
 
 def gap_figures(token_times_s: Floats) -> tuple[float, float, float]:
-    """99th percentile, mean and largest gap, s, of one request's token times [k]; zeros for a single token."""
+    """99th percentile, mean and largest gap, s, of one request's token times [k]; zeros for one token."""
     if len(token_times_s) < 2:
         return 0.0, 0.0, 0.0
     gaps = np.diff(token_times_s)
-    return float(np.percentile(gaps, TBT_PERCENTILE)), float(gaps.mean()), float(gaps.max())
+    return p99_s(gaps), float(gaps.mean()), float(gaps.max())
 
 
 def empty_requests(
@@ -246,7 +246,7 @@ def _per(amount: float, base: float) -> float:
 
 
 def _spread(values: Floats) -> dict[str, float]:
-    """Mean and percentiles; unfinished requests (inf) count as worse than all others, and show as null in JSON."""
+    """Mean and percentiles; unfinished requests (inf) count as worse than all others, null in JSON."""
     if not len(values):
         return {}
     picked = np.percentile(values, _SHOWN, method="nearest")

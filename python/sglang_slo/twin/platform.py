@@ -1,0 +1,21 @@
+"""Makes this process a plain-CPU SGLang process, whatever the machine has.
+
+Must be imported before anything of SGLang's, since SGLang looks for its device while it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def settle() -> None:
+    """Fix the platform of this process."""
+    from sglang.srt import platforms
+
+    from sglang_slo.runtime.native_cpu import NativeCpuPlatform
+
+    platforms._current_platform = NativeCpuPlatform()

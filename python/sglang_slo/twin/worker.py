@@ -1,0 +1,84 @@
+"""The fake model worker: answers each batch at once and tells how long it would have taken.
+
+It is SGLang's own `TpModelWorker` around a one-layer model of a few hundred kilobytes whose weights are never
+used; pools, allocator and attention backend are SGLang's. A batch's tokens are constants, except that a request's
+last token is the end-of-sequence token: true lengths are known here and nowhere else, and are looked at only for
+the token that ends a request.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.managers.tp_worker import TpModelWorker
+from sglang.srt.managers.utils import GenerationBatchResult
+
+from sglang_slo.core.latency import BatchShape
+from sglang_slo.twin.tokens import EOS_ID, VOCAB
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+    from sglang_slo.twin.recorder import Recorder
+
+CONTEXT_TOKENS = 131072
+_TOKEN = 5  # what the model always says
+
+
+def write_model(folder: Path) -> Path:
+    """Write the configuration of the placeholder model into `folder` and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": CONTEXT_TOKENS,
+        "vocab_size": VOCAB,
+        "eos_token_id": EOS_ID,
+        "bos_token_id": 1,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class TwinWorker(TpModelWorker):
+    """A worker whose passes take virtual time."""
+
+    recorder: Recorder
+
+    def forward_batch_generation(self, batch: ScheduleBatch, *_: Any, **__: Any) -> GenerationBatchResult:
+        """Launch the batch on the virtual engine; its result carries `start_s` and `end_s`."""
+        shape, prefills = batch_shape(batch)
+        last = self.recorder.launched(batch, shape, prefills)
+        tokens = torch.full((len(batch.reqs),), _TOKEN, dtype=torch.int64)
+        if last:
+            tokens[last] = EOS_ID
+        result = GenerationBatchResult(logits_output=None, next_token_ids=tokens)
+        result.end_s = self.recorder.engine.busy_until_s
+        return result
+
+
+def batch_shape(batch: ScheduleBatch) -> tuple[BatchShape, int]:
+    """What the latency model needs to know, and how many requests of the batch (its first) are prefilling."""
+    lengths = batch.seq_lens_cpu
+    context = int(lengths.sum())
+    if not batch.forward_mode.is_extend():
+        return BatchShape(False, len(batch.reqs), 0.0, context), 0
+    prefills = len(batch.reqs) - len(batch.decoding_reqs or ())
+    new, pairs = 0, 0.0
+    for n, length in zip(batch.extend_lens[:prefills], lengths[:prefills].tolist(), strict=True):
+        new += n
+        pairs += n * (length - n + n / 2)
+    return BatchShape(True, new + len(batch.reqs) - prefills, pairs, context), prefills
