@@ -1,0 +1,215 @@
+"""One iteration's plan, put together from the decisions in this room: who decodes, who prefills how much.
+
+`Planner.plan` looks at a `View` and returns an `IterationPlan`; it changes nothing outside itself. The order:
+time budget and decodes (chunking), the two lines of waiting requests (ordering), the set that fits compute and
+KV (packing, reservation), and last the chunk of the one request that is cut.
+The same views give the same plans: there is no clock, no randomness and no measurement in here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sglang_slo.config import SloConfig
+from sglang_slo.core import chunking, ordering, packing
+from sglang_slo.core.chunking import Budget, DecodeChoice
+from sglang_slo.core.latency import BatchShape, LatencyModel
+from sglang_slo.core.ordering import Ranking
+from sglang_slo.core.reservation import Ledger
+from sglang_slo.core.table import RequestTable
+
+NO_ROWS = np.zeros(0, np.int64)
+SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
+LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
+MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
+
+
+@dataclass(frozen=True)
+class View:
+    """All that planning looks at. Rows index `table`; seconds are on the tick's clock, sizes are tokens."""
+
+    table: RequestTable
+    decoding: np.ndarray  # int[n] rows of the running batch, in its order
+    waiting: np.ndarray  # int[m] rows that still have prefill to do, in queue order
+    chunked: int  # the row whose prefill was cut last iteration; -1: none
+    base_s: float  # when the iteration in flight is predicted to end; now, if none is
+    model: LatencyModel
+    ledger: Ledger
+    free_tokens: int  # free + evictable KV
+    capacity_tokens: int
+    request_slots: int  # requests that may join the running batch
+    fixed_chunk_tokens: int  # SGLang's own chunk size, for chunk="fixed"
+    tightest_ttft_s: float  # among recent arrivals; inf: none has a limit
+
+
+@dataclass(frozen=True)
+class IterationPlan:
+    """What the next iteration does. `prefill`: (row, tokens) in order, only the last may be cut short of its need."""
+
+    prefill: list[tuple[int, int]] = field(default_factory=list)
+    decode: np.ndarray | None = None  # positions in the running batch; None: all
+    mixed: bool = False
+    predicted_s: float = 0.0
+    budget_s: float = 0.0
+    winnable: int = 0
+    lost: int = 0
+
+
+class Planner:
+    """Plans iterations; keeps only what has to outlast one: the credit of the lost."""
+
+    def __init__(self, config: SloConfig) -> None:
+        self.config = config
+        self.lost = ordering.LostLine(config.lost_share)
+
+    def plan(self, view: View) -> IterationPlan:
+        """The next iteration."""
+        decodes = self._decodes(view)
+        if len(view.waiting) == 0:
+            self.lost.earn(0, waiting=False)
+            return self._decode_only(view, decodes, None)
+        budget = self._budget(view, decodes)
+        ranking = self._ranking(view, budget)
+        filling = Filling(view, budget, self._fixed_tokens(view))
+        for row in self._line(view, budget, ranking):
+            filling.add(row)
+            if filling.full:
+                break
+        self._account_lost(ranking, filling)
+        if not filling.prefill:
+            return self._decode_only(view, decodes, ranking)
+        return IterationPlan(
+            prefill=filling.prefill,
+            decode=decodes.positions if decodes and budget.mixed else None,
+            mixed=budget.mixed,
+            predicted_s=view.model.iteration_s(filling.shape),
+            budget_s=budget.time_s,
+            winnable=len(ranking.winnable_rows),
+            lost=len(ranking.lost_rows),
+        )
+
+    # -- who decodes, and for how long
+
+    def _decodes(self, view: View) -> DecodeChoice | None:
+        if len(view.decoding) == 0:
+            return None
+        table, rows = view.table, view.decoding
+        allowance = chunking.allowances_s(
+            table.last_token_s[rows], table.tbt_s[rows], view.base_s, self.config.margin
+        )
+        return chunking.choose_decodes(
+            allowance, table.context_tokens(rows), view.model, self.config.decode_buckets
+        )
+
+    def _decode_only(
+        self, view: View, decodes: DecodeChoice | None, ranking: Ranking | None
+    ) -> IterationPlan:
+        winnable = len(ranking.winnable_rows) if ranking else 0
+        lost = len(ranking.lost_rows) if ranking else 0
+        if decodes is None:
+            return IterationPlan(winnable=winnable, lost=lost)
+        seconds = view.model.iteration_s(decodes.shape)
+        return IterationPlan([], decodes.positions, False, seconds, decodes.allowance_s, winnable, lost)
+
+    def _budget(self, view: View, decodes: DecodeChoice | None) -> Budget:
+        if self.config.chunk == "fixed":
+            mixed = decodes is not None and self.config.mix != "never"
+            return Budget(mixed, math.inf, decodes.mixed_shape if mixed and decodes else BatchShape(True))
+        table, mix = view.table, self.config.mix
+        cap = min(self.config.idle_cap_ms / 1e3, max(view.tightest_ttft_s / 4, SHORTEST_CAP_S))
+        if not (table.mixable[view.waiting].all() and table.mixable[view.decoding].all()):
+            mix = "never"
+        need = table.prompt_tokens[view.waiting] - table.history_tokens[view.waiting]
+        return chunking.iteration_budget(decodes, view.model, cap, mix, int(need.sum()))
+
+    def _fixed_tokens(self, view: View) -> int | None:
+        return view.fixed_chunk_tokens if self.config.chunk == "fixed" else None
+
+    # -- who is served
+
+    def _ranking(self, view: View, budget: Budget) -> Ranking:
+        if self.config.order == "stock":
+            return Ranking(view.waiting, NO_ROWS, 0.0)
+        table, rows, model = view.table, view.waiting, view.model
+        history = table.history_tokens[rows]
+        need = table.prompt_tokens[rows] - history
+        work_s = model.prefill_s_array(history, need) / _prefill_share(model, budget)
+        # the fixed cost of the iteration that gives the first token comes on top of the work before it
+        start_s = view.base_s + model.coefficients.t0_extend
+        return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
+
+    def _line(self, view: View, budget: Budget, ranking: Ranking) -> list[int]:
+        """Rows in order of service. The lost go behind the winnable, but for the one that has earned its turn."""
+        winnable, lost = ranking.winnable_rows, ranking.lost_rows
+        if self.config.packing == "dual":
+            winnable = packing.pack(view, budget, winnable)
+        if not len(lost):
+            return winnable.tolist()
+        head = lost[0]
+        need = int(view.table.prompt_tokens[head] - view.table.history_tokens[head])
+        if len(winnable) and self.lost.due(need, budget.tokens(view.model)):
+            return [int(head), *winnable.tolist(), *lost[1:].tolist()]
+        return [*winnable.tolist(), *lost.tolist()]
+
+    def _account_lost(self, ranking: Ranking, filling: Filling) -> None:
+        lost = set(ranking.lost_rows.tolist())
+        self.lost.earn(sum(tokens for _, tokens in filling.prefill), bool(lost))
+        self.lost.spend(sum(tokens for row, tokens in filling.prefill if row in lost))
+
+
+def _prefill_share(model: LatencyModel, budget: Budget) -> float:
+    """Share of time that goes into prefill compute at this budget, at least 5 %."""
+    if not 0 < budget.time_s < math.inf:
+        return 1.0
+    return min(max(budget.tokens(model) * model.coefficients.c_tok / budget.time_s, 0.05), 1.0)
+
+
+class Filling:
+    """Takes requests in order until the time, the KV or the request slots of one iteration are used up."""
+
+    def __init__(self, view: View, budget: Budget, fixed_tokens: int | None) -> None:
+        self.prefill: list[tuple[int, int]] = []
+        self.shape = budget.base
+        self.full = False
+        self._view = view
+        self._time_s = budget.time_s / view.model.residual_quantile
+        self._fixed_left = fixed_tokens
+        self._slots = view.request_slots
+        # every decode may need a token of KV in this iteration
+        self._free = view.free_tokens - len(view.decoding)
+        self._refusals = 0
+
+    def add(self, row: int) -> None:
+        """Give `row` what fits. Only the last one taken is cut short; one that KV has no room for is passed over."""
+        view, table = self._view, self._view.table
+        history = int(table.history_tokens[row])
+        need = int(table.prompt_tokens[row]) - history
+        tokens = min(need, self._fits(history))
+        if tokens <= 0 or (tokens < min(need, LEAST_CHUNK_TOKENS) and self.prefill):
+            self.full = True
+            return
+        newcomer = row != view.chunked
+        charge = int(table.private_tokens[row]) if newcomer else 0
+        if newcomer and self._slots <= 0:
+            return
+        if tokens + (charge - need if newcomer else 0) > self._free or (
+            newcomer and not view.ledger.admits(charge, int(table.remaining_tokens[row]))
+        ):
+            self._refusals += 1
+            self.full = self._refusals >= MOST_REFUSALS
+            return
+        self._slots -= newcomer
+        self._free -= tokens + max(charge - need, 0)
+        self.prefill.append((row, tokens))
+        self.shape = self.shape.with_chunk(history, tokens)
+        if self._fixed_left is not None:
+            self._fixed_left -= tokens
+        self.full = tokens < need
+
+    def _fits(self, history: int) -> int:
+        if self._fixed_left is not None:
+            return self._fixed_left
+        return self._view.model.largest_chunk(self.shape, history, self._time_s)

@@ -1,0 +1,107 @@
+"""The scheduler's view of all live requests: one row each, one numpy array per property.
+
+Policies read columns and index them by row, so that planning costs a few vector operations however many requests
+wait. Rows are handed out lowest-first and reused, so that equal histories give equal rows on every rank.
+Times are seconds on the tick's clock. A column that says "predicted" never holds a true output length.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Any
+
+import numpy as np
+
+from sglang_slo.core.slo import Slo, bucket
+
+COLUMNS: dict[str, Any] = {
+    "seq": np.int64,  # arrival order, the last tie-break of every decision
+    "arrival_s": np.float64,
+    "deadline_s": np.float64,  # arrival + TTFT limit; inf: none, or judged unattainable at arrival
+    "ttft_s": np.float64,  # TTFT limit as declared
+    "tbt_s": np.float64,  # gap limit that the budget honours; inf: none, or unattainable
+    "bucket": np.int16,  # tightness bucket of the gap limit
+    "prompt_tokens": np.int64,  # tokens to be in KV before the next token can be sampled
+    "history_tokens": np.int64,  # of these, computed or cached already
+    "output_tokens": np.int64,  # generated so far
+    "declared_tokens": np.int64,  # max_new_tokens
+    "remaining_tokens": np.int64,  # predicted: bounded output still to come
+    "expected_tokens": np.float64,  # predicted: expected output still to come
+    "private_tokens": np.int64,  # KV held that no other request shares
+    "last_token_s": np.float64,  # end of the iteration that gave the last token (predicted while it runs)
+    "gaps": np.int64,  # gaps between tokens so far
+    "missed_gaps": np.int64,  # of these, longer than the limit
+    "preemptions": np.int16,
+    "mixable": np.bool_,  # may share an iteration with decodes (SGLang cannot mix log-probabilities)
+}
+
+
+class RequestTable:
+    """Rows of live requests. `table.deadline_s[rows]` reads a column for an array of rows."""
+
+    seq: np.ndarray
+    arrival_s: np.ndarray
+    deadline_s: np.ndarray
+    ttft_s: np.ndarray
+    tbt_s: np.ndarray
+    bucket: np.ndarray
+    prompt_tokens: np.ndarray
+    history_tokens: np.ndarray
+    output_tokens: np.ndarray
+    declared_tokens: np.ndarray
+    remaining_tokens: np.ndarray
+    expected_tokens: np.ndarray
+    private_tokens: np.ndarray
+    last_token_s: np.ndarray
+    gaps: np.ndarray
+    missed_gaps: np.ndarray
+    preemptions: np.ndarray
+    mixable: np.ndarray
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._free = list(range(capacity))
+        self._next_seq = 0
+        self.capacity = capacity
+        for name, dtype in COLUMNS.items():
+            setattr(self, name, np.zeros(capacity, dtype))
+
+    def __len__(self) -> int:
+        return self.capacity - len(self._free)
+
+    def add(self, slo: Slo, arrival_s: float, prompt_tokens: int, declared_tokens: int) -> int:
+        """A row for a new request with nothing computed; returns the row."""
+        if not self._free:
+            self._grow()
+        row = heapq.heappop(self._free)
+        for name in COLUMNS:
+            getattr(self, name)[row] = 0
+        self.seq[row] = self._next_seq
+        self._next_seq += 1
+        self.arrival_s[row] = arrival_s
+        self.ttft_s[row] = slo.ttft_s
+        self.deadline_s[row] = arrival_s + slo.ttft_s
+        self.tbt_s[row] = slo.tbt_s
+        self.bucket[row] = bucket(slo.tbt_s)
+        self.prompt_tokens[row] = prompt_tokens
+        self.declared_tokens[row] = declared_tokens
+        self.remaining_tokens[row] = declared_tokens
+        self.expected_tokens[row] = declared_tokens
+        self.last_token_s[row] = -math.inf
+        self.mixable[row] = True
+        return row
+
+    def remove(self, row: int) -> None:
+        """Give a row back."""
+        heapq.heappush(self._free, row)
+
+    def context_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """KV that each row's next decode reads, tokens; int[n]."""
+        return self.prompt_tokens[rows] + self.output_tokens[rows]
+
+    def _grow(self) -> None:
+        self._free = list(range(self.capacity, 2 * self.capacity))
+        for name in COLUMNS:
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self.capacity *= 2
