@@ -122,8 +122,8 @@ class Planner:
         cap = min(self.config.idle_cap_ms / 1e3, max(view.tightest_ttft_s / 4, SHORTEST_CAP_S))
         if not (table.mixable[view.waiting].all() and table.mixable[view.decoding].all()):
             mix = "never"
-        need = table.prompt_tokens[view.waiting] - table.history_tokens[view.waiting]
-        return chunking.iteration_budget(decodes, view.model, cap, mix, int(need.sum()))
+        backlog = int(table.prefill_tokens(view.waiting).sum())
+        return chunking.iteration_budget(decodes, view.model, cap, mix, backlog)
 
     def _fixed_tokens(self, view: View) -> int | None:
         return view.fixed_chunk_tokens if self.config.chunk == "fixed" else None
@@ -134,9 +134,8 @@ class Planner:
         if self.config.order == "stock":
             return Ranking(view.waiting, NO_ROWS, 0.0)
         table, rows, model = view.table, view.waiting, view.model
-        history = table.history_tokens[rows]
-        need = table.prompt_tokens[rows] - history
-        work_s = model.prefill_s_array(history, need) / _prefill_share(model, budget)
+        work_s = model.prefill_s_array(table.history_tokens[rows], table.prefill_tokens(rows))
+        work_s /= _prefill_share(model, budget)
         # the fixed cost of the iteration that gives the first token comes on top of the work before it
         start_s = view.base_s + model.coefficients.t0_extend
         return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
@@ -149,7 +148,7 @@ class Planner:
         if not len(lost):
             return winnable.tolist()
         head = lost[0]
-        need = int(view.table.prompt_tokens[head] - view.table.history_tokens[head])
+        need = int(view.table.prefill_tokens(lost[:1])[0])
         if len(winnable) and self.lost.due(need, budget.tokens(view.model)):
             return [int(head), *winnable.tolist(), *lost[1:].tolist()]
         return [*winnable.tolist(), *lost.tolist()]
@@ -186,23 +185,26 @@ class Filling:
         """Give `row` what fits. Only the last one taken is cut short; one that KV has no room for is passed over."""
         view, table = self._view, self._view.table
         history = int(table.history_tokens[row])
-        need = int(table.prompt_tokens[row]) - history
+        context = int(table.prompt_tokens[row] + table.output_tokens[row])
+        need = max(context - history, 1)
         tokens = min(need, self._fits(history))
         if tokens <= 0 or (tokens < min(need, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
             return
         newcomer = row != view.chunked
-        charge = int(table.private_tokens[row]) if newcomer else 0
+        charge = context - int(table.shared_tokens[row]) if newcomer else need
         if newcomer and self._slots <= 0:
             return
-        if tokens + (charge - need if newcomer else 0) > self._free or (
+        # what is cached but not held by anyone (charge - need) stops being evictable now
+        kv = tokens + charge - need
+        if kv > self._free or (
             newcomer and not view.ledger.admits(charge, int(table.remaining_tokens[row]))
         ):
             self._refusals += 1
             self.full = self._refusals >= MOST_REFUSALS
             return
         self._slots -= newcomer
-        self._free -= tokens + max(charge - need, 0)
+        self._free -= kv
         self.prefill.append((row, tokens))
         self.shape = self.shape.with_chunk(history, tokens)
         if self._fixed_left is not None:

@@ -22,13 +22,13 @@ COLUMNS: dict[str, Any] = {
     "ttft_s": np.float64,  # TTFT limit as declared
     "tbt_s": np.float64,  # gap limit that the budget honours; inf: none, or unattainable
     "bucket": np.int16,  # tightness bucket of the gap limit
-    "prompt_tokens": np.int64,  # tokens to be in KV before the next token can be sampled
-    "history_tokens": np.int64,  # of these, computed or cached already
+    "prompt_tokens": np.int64,
+    "history_tokens": np.int64,  # waiting: leading tokens of prompt and output whose KV is there already
+    "shared_tokens": np.int64,  # leading tokens whose KV is held by others too and charged to nobody alone
     "output_tokens": np.int64,  # generated so far
     "declared_tokens": np.int64,  # max_new_tokens
     "remaining_tokens": np.int64,  # predicted: bounded output still to come
     "expected_tokens": np.float64,  # predicted: expected output still to come
-    "private_tokens": np.int64,  # KV held that no other request shares
     "last_token_s": np.float64,  # end of the iteration that gave the last token (predicted while it runs)
     "gaps": np.int64,  # gaps between tokens so far
     "missed_gaps": np.int64,  # of these, longer than the limit
@@ -48,11 +48,11 @@ class RequestTable:
     bucket: np.ndarray
     prompt_tokens: np.ndarray
     history_tokens: np.ndarray
+    shared_tokens: np.ndarray
     output_tokens: np.ndarray
     declared_tokens: np.ndarray
     remaining_tokens: np.ndarray
     expected_tokens: np.ndarray
-    private_tokens: np.ndarray
     last_token_s: np.ndarray
     gaps: np.ndarray
     missed_gaps: np.ndarray
@@ -96,8 +96,16 @@ class RequestTable:
         heapq.heappush(self._free, row)
 
     def context_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """KV that each row's next decode reads, tokens; int[n]."""
+        """KV that each row's next token needs, tokens; int[n]."""
         return self.prompt_tokens[rows] + self.output_tokens[rows]
+
+    def prefill_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens each waiting row still has to compute before its next token; int[n], at least 1."""
+        return np.maximum(self.context_tokens(rows) - self.history_tokens[rows], 1)
+
+    def held_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """KV that each row holds, or will hold once prefilled, alone; int[n]."""
+        return self.context_tokens(rows) - self.shared_tokens[rows]
 
     def _grow(self) -> None:
         self._free = list(range(self.capacity, 2 * self.capacity))
