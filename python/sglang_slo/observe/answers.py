@@ -1,0 +1,52 @@
+"""Brings the verdict on a request to its client: `meta_info.slo` of `/generate` answers.
+
+The scheduler ties the verdict to the request's finish reason (`attach`), the one thing that travels with the
+last piece of output only, through detokenizer and every streaming mode, unchanged. As finish reasons hold
+plain values on the wire, it goes as JSON text. In the HTTP process `judged_answers`, wrapped around SGLang's
+tokenizer manager, moves it to `meta_info` before anyone sees it, and so it is there for `Engine` users too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+KEY = "slo"
+HOOKED = "sglang.srt.managers.tokenizer_manager.TokenizerManager._wait_one_response"
+
+
+def attach(req: Any, answer: dict[str, Any]) -> None:
+    """Tie `answer` (JSON values) to a finished SGLang `Req`; call before its last output is streamed."""
+    reason = copy.copy(req.finished_reason)
+    plain, text = reason.to_json(), json.dumps(answer)
+    reason.to_json = lambda: {**plain, KEY: text}
+    req.finished_reason = reason
+
+
+def move(meta_info: dict[str, Any]) -> None:
+    """Move the verdict, if there is one, from the finish reason to `meta_info["slo"]`."""
+    reason = meta_info.get("finish_reason")
+    if isinstance(reason, dict) and KEY in reason:
+        meta_info[KEY] = json.loads(reason[KEY])
+        meta_info["finish_reason"] = {k: v for k, v in reason.items() if k != KEY}
+
+
+async def judged_answers(
+    original: Callable[..., AsyncIterator[dict[str, Any]]], *args: Any, **kwargs: Any
+) -> AsyncIterator[dict[str, Any]]:
+    """The answers of `original`, the last one with its verdict in place."""
+    answers = original(*args, **kwargs)
+    async with contextlib.aclosing(answers) as closing:  # type: ignore[type-var]
+        async for answer in closing:
+            move(answer["meta_info"])
+            yield answer
+
+
+def register() -> None:
+    """Wrap SGLang's tokenizer manager; for the plugin entry point, before hooks are applied."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(HOOKED, judged_answers, HookType.AROUND)

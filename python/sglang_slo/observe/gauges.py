@@ -1,0 +1,52 @@
+"""The state of the scheduler at one moment, as it reports it: queues, budget, KV, latency model, headroom.
+
+The scheduler fills a `Gauges`; the observer passes it on to `/slo/status` and to Prometheus unchanged.
+Every field is a plain number or a mapping of plain numbers, so that it travels between processes and as JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Headroom:
+    """What a replica could still take on for one tightness bucket, inside that bucket's limits."""
+
+    tokens_per_s: float = 0.0  # further prefill tokens a second
+    kv_tokens: int = 0  # further KV
+
+
+@dataclass(slots=True)
+class Gauges:
+    """One moment of one replica. Buckets are those of `core.slo.bucket` (0: the tightest)."""
+
+    running: int = 0  # requests decoding
+    queued: Mapping[int, int] = field(default_factory=dict)  # waiting requests by bucket
+    parked: int = 0  # half-prefilled requests set aside
+    preempted: int = 0  # requests taken out while decoding, waiting to come back
+    lost: int = 0  # waiting requests given up, for now, as unable to meet their limit
+    budget_s: float | None = None  # time the planned iteration may take; None: no limit in force
+    chunk_tokens: int = 0  # prefill tokens of the planned iteration
+    plan_s: float = 0.0  # time it took to plan
+    kv: Mapping[str, float] = field(default_factory=dict)  # the ledger, tokens: free, evictable, held, ...
+    latency: Mapping[str, float] = field(default_factory=dict)  # latency model: parameters, drift
+    headroom: Mapping[int, Headroom] = field(default_factory=dict)  # by bucket
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values; keys are text, and what is not finite is None."""
+        return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Headroom):
+        return {"tokens_per_s": _plain(value.tokens_per_s), "kv_tokens": _plain(value.kv_tokens)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int):
+        return value
+    number = float(value)  # numpy scalars too
+    return number if math.isfinite(number) else None

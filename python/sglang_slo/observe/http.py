@@ -1,0 +1,108 @@
+"""`GET /slo/status` (JSON) and `GET /slo` (a page that shows it live), as routes of SGLang's own HTTP server.
+
+The figures live in the scheduler processes; they come by SGLang's own internal-state call, which asks every
+data-parallel replica. All viewers share one call at most every `FRESH_S`, so that watching costs the
+schedulers the same however many watch, and a scheduler that does not answer costs a viewer `PATIENCE_S`, not
+forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from sglang_slo import __version__, clock
+from sglang_slo.config import SloConfig
+
+FRESH_S = 0.5
+PATIENCE_S = 5.0
+OFF = "the deadline scheduler is switched off (--slo-policy off): stock SGLang schedules"
+NOT_COVERED = "stock SGLang schedules: the server runs in a mode that the deadline scheduler does not cover"
+
+_COUNTED = ("judged", "attained", "finished", "arrived")
+ADDED = (*_COUNTED, "goodput_rps", "goodput_tokens_per_s", "throughput_rps")  # add up over replicas
+
+InternalStates = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
+
+
+class SharedCall:
+    """One call in flight, its last result kept for `FRESH_S`."""
+
+    def __init__(self, call: InternalStates) -> None:
+        self._call = call
+        self._task: asyncio.Task[list[dict[str, Any]]] | None = None
+        self._done_s = 0.0
+
+    async def result(self) -> list[dict[str, Any]]:
+        """The replicas' internal states. Raises TimeoutError after `PATIENCE_S`; the call itself goes on."""
+        stale = self._task is not None and self._task.done() and clock.now() - self._done_s > FRESH_S
+        if self._task is None or stale:
+            self._task = asyncio.create_task(self._run())
+        return await asyncio.wait_for(asyncio.shield(self._task), PATIENCE_S)
+
+    async def _run(self) -> list[dict[str, Any]]:
+        try:
+            return list(await self._call())
+        finally:
+            self._done_s = clock.now()
+
+
+def status(config: SloConfig | None, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answer of `/slo/status`: what each replica says, and the sums over replicas."""
+    replicas = sorted((s["slo"] for s in states if s.get("slo")), key=lambda s: s.get("dp_rank", 0))
+    out: dict[str, Any] = {"policy": "off" if config is None else config.policy, "version": __version__}
+    if out["policy"] == "off":
+        out["message"] = OFF
+    elif not replicas:
+        out |= {"policy": "stock", "message": NOT_COVERED}
+    if config is not None:
+        out["classes"] = {n: {"ttft_ms": c.ttft_ms, "tbt_ms": c.tbt_ms} for n, c in config.classes.items()}
+    out["windows"] = _sums([r["windows"] for r in replicas if "windows" in r])
+    out["replicas"] = replicas
+    return out
+
+
+def _sums(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Window -> class -> figures that can be added up over replicas (percentiles cannot)."""
+    sums: dict[str, Any] = {}
+    for report in reports:
+        for window, classes in report.items():
+            for slo_class, figures in classes.items():
+                total = sums.setdefault(window, {}).setdefault(slo_class, dict.fromkeys(ADDED, 0))
+                for name in ADDED:
+                    total[name] += figures[name]
+                total["attainment"] = total["attained"] / total["judged"] if total["judged"] else None
+    return sums
+
+
+async def _sglang_states() -> Sequence[dict[str, Any]]:
+    from sglang.srt.entrypoints import http_server
+
+    states: Sequence[dict[str, Any]] = await http_server._global_state.tokenizer_manager.get_internal_state()
+    return states
+
+
+def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
+    """Add `/slo/status` and `/slo` to SGLang's app; settings are read from the environment."""
+    shared = SharedCall(states)
+    page = resources.files("sglang_slo.observe").joinpath("page.html").read_text(encoding="utf-8")
+
+    @app.get("/slo/status", response_class=JSONResponse)
+    async def slo_status() -> JSONResponse:
+        config = SloConfig.from_env()
+        if config is None or config.policy == "off":
+            return JSONResponse(status(config, []))
+        try:
+            return JSONResponse(status(config, await shared.result()))
+        except (asyncio.TimeoutError, TimeoutError):
+            message = f"no answer from the scheduler within {PATIENCE_S:g} s"
+            return JSONResponse({"policy": config.policy, "error": message}, status_code=503)
+
+    @app.get("/slo", response_class=HTMLResponse)
+    async def slo_page() -> HTMLResponse:
+        return HTMLResponse(page)

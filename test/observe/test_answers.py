@@ -1,0 +1,87 @@
+"""A verdict reaches the client in `meta_info.slo` and leaves the finish reason as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_slo.observe.answers import attach, judged_answers, move
+
+sglang = pytest.importorskip("sglang.srt.managers.schedule_batch")
+VERDICT = {"attained": True, "missed": None, "ttft_ms": 12.5}
+
+
+def reasons() -> list[Any]:
+    return [
+        sglang.FINISH_LENGTH(5),
+        sglang.FINISH_MATCHED_TOKEN(2),
+        sglang.FINISH_MATCHED_STR("\n"),
+        sglang.FINISH_ABORT("gone"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_verdict_travels_with_any_finish_reason_on_the_wire(number: int) -> None:
+    import msgspec
+    from sglang.srt.managers.io_struct import FinishReasonDict
+
+    reason = reasons()[number]
+    plain, req = reason.to_json(), SimpleNamespace(finished_reason=reason)
+    attach(req, VERDICT)
+    assert isinstance(req.finished_reason, type(reason))
+    wire = msgspec.msgpack.decode(
+        msgspec.msgpack.encode(req.finished_reason.to_json()), type=FinishReasonDict
+    )
+    meta_info: dict[str, Any] = {"finish_reason": wire}
+    move(meta_info)
+    assert meta_info == {"finish_reason": plain, "slo": VERDICT}
+
+
+def test_requests_that_share_a_reason_keep_their_own_verdicts() -> None:
+    shared = sglang.FINISH_ABORT()
+    reqs = [SimpleNamespace(finished_reason=shared) for _ in range(2)]
+    for i, req in enumerate(reqs):
+        attach(req, {"i": i})
+    assert [json.loads(req.finished_reason.to_json()["slo"])["i"] for req in reqs] == [0, 1]
+    assert "slo" not in shared.to_json()
+
+
+@pytest.mark.parametrize("reason", [None, {"type": "stop"}])
+def test_answers_without_a_verdict_are_left_alone(reason: Any) -> None:
+    meta_info = {"finish_reason": reason, "id": "r"}
+    move(meta_info)
+    assert meta_info == {"finish_reason": reason, "id": "r"}
+
+
+def test_wrapped_answers_close_what_they_wrap_when_the_client_leaves() -> None:
+    closed = []
+
+    async def answers() -> AsyncIterator[dict[str, Any]]:
+        try:
+            for _ in range(3):
+                yield {"meta_info": {"finish_reason": {"type": "stop", "slo": "{}"}}}
+        finally:
+            closed.append(True)
+
+    async def client() -> None:
+        stream = judged_answers(answers)
+        first = await stream.__anext__()
+        assert first["meta_info"] == {"finish_reason": {"type": "stop"}, "slo": {}}
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert closed
+
+    asyncio.run(client())
+
+
+def test_the_wrapped_method_exists_in_sglang() -> None:
+    import inspect
+    import pkgutil
+
+    from sglang_slo.observe.answers import HOOKED
+
+    assert inspect.isasyncgenfunction(pkgutil.resolve_name(HOOKED))

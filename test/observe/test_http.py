@@ -1,0 +1,123 @@
+"""`/slo/status` and `/slo` answer whatever the schedulers do, at a bounded cost to them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from observed import make_record
+
+from sglang_slo import clock
+from sglang_slo.config import ENV, SloConfig
+from sglang_slo.core.slo import Slo, SloClass
+from sglang_slo.observe import http
+from sglang_slo.observe.observer import Observer
+
+CHAT = Slo(0.5, 0.05, "chat")
+
+
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(ENV, SloConfig(classes={"chat": SloClass(500, 50)}).to_json())
+    yield
+    clock.use(None)
+
+
+def snapshot(dp_rank: int, ttft_s: float) -> dict[str, Any]:
+    observer = Observer(SloConfig(), dp_rank=dp_rank, start_s=0.0)
+    observer.finished(make_record(ttft_s, (0.01,), CHAT), 1.0)
+    return observer.snapshot(1.0)
+
+
+class Schedulers:
+    """Two replicas that count how often they are asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.states: list[dict[str, Any]] = [{"slo": snapshot(1, 0.9)}, {"slo": snapshot(0, 0.1)}]
+        self.silent = False
+
+    async def __call__(self) -> list[dict[str, Any]]:
+        self.asked += 1
+        if self.silent:
+            await asyncio.Event().wait()
+        return self.states
+
+
+@pytest.fixture
+def schedulers() -> Schedulers:
+    return Schedulers()
+
+
+@pytest.fixture
+def client(schedulers: Schedulers) -> Iterator[TestClient]:
+    app = FastAPI()
+    http.add_routes(app, schedulers)
+    with TestClient(app) as client:
+        yield client
+
+
+def test_status_sums_replicas_and_lists_them_in_order(client: TestClient) -> None:
+    status = client.get("/slo/status").json()
+    assert status["policy"] == "slo"
+    assert status["classes"] == {"chat": {"ttft_ms": 500, "tbt_ms": 50}}
+    assert [r["dp_rank"] for r in status["replicas"]] == [0, 1]
+    assert status["windows"]["1m"]["chat"]["attainment"] == 0.5
+    assert status["windows"]["1m"]["chat"]["judged"] == 2
+
+
+def test_viewers_share_one_call(client: TestClient, schedulers: Schedulers) -> None:
+    clock.use(lambda: 10.0)
+    for _ in range(5):
+        client.get("/slo/status")
+    assert schedulers.asked == 1
+    clock.use(lambda: 10.0 + 2 * http.FRESH_S)
+    client.get("/slo/status")
+    assert schedulers.asked == 2
+
+
+def test_silent_scheduler_gets_503_and_is_asked_once(
+    client: TestClient, schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "PATIENCE_S", 0.05)
+    schedulers.silent = True
+    for _ in range(3):
+        answer = client.get("/slo/status")
+        assert answer.status_code == 503
+        assert "no answer" in answer.json()["error"]
+    assert schedulers.asked == 1
+
+
+@pytest.mark.parametrize("policy", ["off", None])
+def test_switched_off_says_so_and_asks_nobody(
+    client: TestClient, schedulers: Schedulers, policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if policy:
+        monkeypatch.setenv(ENV, SloConfig(policy=policy).to_json())
+    else:
+        monkeypatch.delenv(ENV)
+    status = client.get("/slo/status").json()
+    assert (status["policy"], status["replicas"]) == ("off", [])
+    assert "stock" in status["message"]
+    assert schedulers.asked == 0
+
+
+def test_mode_that_is_not_covered_says_so(client: TestClient, schedulers: Schedulers) -> None:
+    schedulers.states = [{"last_gen_throughput": 0.0}]
+    status = client.get("/slo/status").json()
+    assert status["policy"] == "stock"
+    assert status["message"] == http.NOT_COVERED
+
+
+def test_page_is_self_contained(client: TestClient) -> None:
+    answer = client.get("/slo")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "prefers-color-scheme" in answer.text
+    outside = [url for url in re.findall(r"https?://[^\s\"']+", answer.text) if "w3.org" not in url]
+    assert not outside
+    assert not re.findall(r"(?:src|href)=", answer.text)
