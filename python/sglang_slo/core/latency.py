@@ -162,7 +162,9 @@ class LatencyModel:
             value = raw["coefficients"].get(name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value < 0:
-                raise ProfileError(f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}")
+                raise ProfileError(
+                    f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}"
+                )
         extra = set(raw["coefficients"]) - set(names)
         unknown = extra | (set(raw) - set(LatencyModel.__dataclass_fields__))
         if unknown:

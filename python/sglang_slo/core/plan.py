@@ -34,6 +34,7 @@ class View:
     table: RequestTable
     decoding: np.ndarray  # int[n] rows of the running batch, in its order
     waiting: np.ndarray  # int[m] rows that still have prefill to do, in queue order
+    may_sit_out: bool  # whether the running batch can be split
     chunked: int  # the row whose prefill was cut last iteration; -1: none
     base_s: float  # when the iteration in flight is predicted to end; now, if none is
     model: LatencyModel
@@ -100,9 +101,8 @@ class Planner:
         allowance = chunking.allowances_s(
             table.last_token_s[rows], table.tbt_s[rows], view.base_s, self.config.margin
         )
-        return chunking.choose_decodes(
-            allowance, table.context_tokens(rows), view.model, self.config.decode_buckets
-        )
+        may_sit_out = self.config.decode_buckets and view.may_sit_out
+        return chunking.choose_decodes(allowance, table.context_tokens(rows), view.model, may_sit_out)
 
     def _decode_only(
         self, view: View, decodes: DecodeChoice | None, ranking: Ranking | None
@@ -197,9 +197,7 @@ class Filling:
             return
         # what is cached but not held by anyone (charge - need) stops being evictable now
         kv = tokens + charge - need
-        if kv > self._free or (
-            newcomer and not view.ledger.admits(charge, int(table.remaining_tokens[row]))
-        ):
+        if kv > self._free or (newcomer and not view.ledger.admits(charge, int(table.remaining_tokens[row]))):
             self._refusals += 1
             self.full = self._refusals >= MOST_REFUSALS
             return

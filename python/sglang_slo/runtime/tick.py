@@ -34,7 +34,9 @@ class TickReceiver(SchedulerRequestReceiver):
     make_tick: Callable[[list[Any]], Tick]
 
     @classmethod
-    def wrapping(cls, receiver: SchedulerRequestReceiver, make_tick: Callable[[list[Any]], Tick]) -> TickReceiver:
+    def wrapping(
+        cls, receiver: SchedulerRequestReceiver, make_tick: Callable[[list[Any]], Tick]
+    ) -> TickReceiver:
         """The same receiver with a source of ticks."""
         kept = {f.name: getattr(receiver, f.name) for f in fields(SchedulerRequestReceiver)}
         return cls(**kept, make_tick=make_tick)

@@ -118,6 +118,9 @@ def run(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sglang-slo-twin-") as folder:
         server_args = _server_args(server_argv, workload, Path(folder))
+        if slo.profile is None:  # what a profile measured on this device would say
+            workload.profile.save(Path(folder) / "profile.json")
+            slo = replace(slo, profile=str(Path(folder) / "profile.json"))
         slo.to_env()
         clock.use(engine.now)
         try:

@@ -75,7 +75,9 @@ class Feeder:
         workload = self._workload
         limits = workload.limits[int(workload.class_id[i])]
         params = SamplingParams(
-            max_new_tokens=workload.declared(i), temperature=0.0, custom_params={"slo": _slo_param(limits)}
+            max_new_tokens=workload.declared(i),
+            temperature=0.0,
+            custom_params={"slo": _slo_param(limits, float(workload.arrival_s[i]))},
         )
         params.normalize(None)
         priority = None
@@ -99,8 +101,9 @@ class Feeder:
         )
 
 
-def _slo_param(limits: Slo) -> dict[str, Any]:
+def _slo_param(limits: Slo, received_s: float) -> dict[str, Any]:
     return {
+        "received_s": received_s,
         "ttft_ms": None if math.isinf(limits.ttft_s) else limits.ttft_s * 1e3,
         "tbt_ms": None if math.isinf(limits.tbt_s) else limits.tbt_s * 1e3,
         "class": limits.slo_class,

@@ -1,0 +1,60 @@
+"""Lets SGLang's own prefill code admit exactly what the plan says.
+
+SGLang builds a prefill batch by offering the waiting requests, in order, to a `PrefillAdder`. Ours answers from the
+plan instead of from ratios; everything around it (LoRA, grammars, statistics, mixing) stays SGLang's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+
+
+class PlannedAdder(PrefillAdder):
+    """Admits planned requests with their planned tokens; only one request of a batch may be cut short."""
+
+    def __init__(self, *args: Any, planned: dict[Req, int], **kwargs: Any) -> None:
+        # the sums over running requests that the base class makes belong to the rule that the plan replaces
+        running_batch, args = args[3], (*args[:3], None, *args[4:])
+        super().__init__(*args, **kwargs)
+        self.running_batch = running_batch
+        self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
+        self._planned = planned
+
+    def add_chunked_req(self, req: Req) -> Req | None:
+        """The request that was cut last time: its next piece. Returns it if it is cut again."""
+        rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        tokens = min(self._planned.get(req, rest), rest)
+        self._take(req, tokens)
+        if tokens < rest:
+            self.new_cut = req
+            return req
+        return None
+
+    def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
+        """A waiting request: its planned tokens, if the pool has room for them now."""
+        planned = self._planned.get(req)
+        if planned is None:
+            return AddReqResult.OTHER
+        with self._lock_node(req.last_node):
+            rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+            tokens = min(planned, rest)
+            cut = tokens < rest
+            # the prefix may have shrunk since it was planned: a second cut in one batch is not possible
+            if cut and (has_chunked_req or self.new_chunked_req is not None):
+                return AddReqResult.OTHER
+            if tokens + self.page_size > self.cur_rem_tokens:
+                return AddReqResult.NO_TOKEN
+            self._req_inc_lock_ref(req)
+            self._take(req, tokens)
+            if cut:
+                self.new_chunked_req = req
+        return AddReqResult.CONTINUE
+
+    def _take(self, req: Req, tokens: int) -> None:
+        start = len(req.prefix_indices)
+        req.set_extend_range(start, start + tokens)
+        self.can_run_list.append(req)
+        self._update_prefill_budget(start, tokens, 0, req.retracted_stain)

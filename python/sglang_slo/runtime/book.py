@@ -1,0 +1,151 @@
+"""Keeps the table of live requests in step with SGLang's `Req` objects: arrival, launch, result, end.
+
+A request gets its row when it enters the queue and loses it when it has finished, was aborted, or is no longer
+anywhere in the scheduler. The row's number is written on the request (`req.slo_row`), so that the rows of a batch
+are read in one pass. Everything here is the same on every rank: times come from ticks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
+from sglang_slo.core.slo import Slo
+from sglang_slo.core.table import RequestTable
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+RECENT_ARRIVALS = 256
+
+
+@dataclass(slots=True)
+class Launch:
+    """An iteration on its way. `end_s` is predicted until a tick tells the measured one."""
+
+    iteration: int
+    rows: np.ndarray  # of every request in the batch
+    seqs: np.ndarray  # their arrival numbers: a row may be another request's by the time the end is known
+    shape: BatchShape
+    launched_s: float
+    predicted_s: float
+    end_s: float
+    duration_s: float | None = None  # measured
+
+
+class RequestBook:
+    """Rows of live requests, and the iterations whose end is not known yet."""
+
+    def __init__(self) -> None:
+        self.table = RequestTable()
+        self.reqs: dict[int, Req] = {}  # row -> request
+        self.inflight: deque[Launch] = deque()
+        self._last_end_s = 0.0
+        self._recent_ttft_s: deque[float] = deque(maxlen=RECENT_ARRIVALS)
+
+    # -- requests
+
+    def open(self, req: Req, slo: Slo, arrival_s: float, model: LatencyModel) -> int:
+        """Give `req` a row, or bring its row up to date if it comes back to the queue.
+
+        A limit that the hardware cannot keep even for this request alone is left out of the row (and so out of
+        every decision) and told on the request.
+        """
+        row = getattr(req, "slo_row", -1)
+        prompt = len(req.origin_input_ids)
+        if row < 0:
+            limits, req.slo_unattainable = attainable(slo, prompt, model)
+            declared = req.sampling_params.max_new_tokens
+            row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
+            self.table.mixable[row] = not req.return_logprob and req.input_embeds is None
+            req.slo, req.slo_row = slo, row
+            self.reqs[row] = req
+            if limits.ttft_s < np.inf:
+                self._recent_ttft_s.append(limits.ttft_s)
+        self.table.output_tokens[row] = len(req.output_ids)
+        return row
+
+    def close(self, req: Req) -> None:
+        """Take the row back; nothing if it has none."""
+        row = getattr(req, "slo_row", -1)
+        if row >= 0:
+            del self.reqs[row]
+            self.table.remove(row)
+            req.slo_row = -1
+
+    def sweep(self, alive: Iterable[Req]) -> list[Req]:
+        """Close the rows of requests that are nowhere any more (aborted on a path of SGLang's own); returns them."""
+        rows = {req.slo_row for req in alive if hasattr(req, "slo_row")}
+        gone = [req for row, req in self.reqs.items() if row not in rows]
+        for req in gone:
+            self.close(req)
+        return gone
+
+    @property
+    def tightest_ttft_s(self) -> float:
+        """Tightest first-token limit among the most recent arrivals that had one; inf: none had."""
+        return min(self._recent_ttft_s, default=np.inf)
+
+    # -- iterations
+
+    def rows(self, reqs: list[Req]) -> np.ndarray:
+        """Rows of the requests of a batch, in its order; int[n]."""
+        return np.fromiter((req.slo_row for req in reqs), np.int64, len(reqs))
+
+    def launch(self, iteration: int, launch: Launch) -> None:
+        """Note an iteration that was just launched; its requests' last token is predicted at its end."""
+        self.inflight.append(launch)
+        self.table.last_token_s[launch.rows] = launch.end_s
+
+    def tokens_out(self, reqs: list[Req]) -> None:
+        """Take over the numbers of tokens after results were processed; end the rows of those that finished."""
+        live = [req for req in reqs if getattr(req, "slo_row", -1) >= 0]
+        rows = self.rows(live)
+        self.table.output_tokens[rows] = np.fromiter((len(r.output_ids) for r in live), np.int64, len(live))
+        for req in live:
+            if req.finished_reason is not None:
+                self.close(req)
+
+    def ended(self, iteration: int, end_s: float) -> Launch | None:
+        """A measured end: correct the last-token times that were predicted from it. None if it is not known."""
+        while self.inflight and self.inflight[0].iteration < iteration:
+            self.inflight.popleft()
+        if not self.inflight or self.inflight[0].iteration != iteration:
+            return None
+        launch = self.inflight.popleft()
+        launch.duration_s = end_s - max(launch.launched_s, self._last_end_s)
+        self._last_end_s = end_s
+        self._count_gaps(launch, end_s)
+        previous = end_s
+        for later in self.inflight:
+            later.end_s = max(previous, later.launched_s) + later.predicted_s
+            mine = self.table.seq[later.rows] == later.seqs
+            self.table.last_token_s[later.rows[mine]] = later.end_s
+            previous = later.end_s
+        return launch
+
+    def _count_gaps(self, launch: Launch, end_s: float) -> None:
+        table = self.table
+        mine = table.seq[launch.rows] == launch.seqs
+        rows = launch.rows[mine]
+        table.last_token_s[rows] = end_s
+
+    def base_s(self, now_s: float) -> float:
+        """When the iterations in flight are predicted to have ended, at least now."""
+        return max(now_s, self.inflight[-1].end_s) if self.inflight else now_s
+
+
+def attainable(slo: Slo, prompt_tokens: int, model: LatencyModel) -> tuple[Slo, bool]:
+    """The limits that a lone request of this size could meet on this hardware; the others become none."""
+    c = model.coefficients
+    alone_s = c.t0_extend + model.prefill_s(0, prompt_tokens)
+    decode_s = model.iteration_s(decode_shape(1, prompt_tokens))
+    ttft_s = slo.ttft_s if alone_s <= slo.ttft_s else np.inf
+    tbt_s = slo.tbt_s if decode_s <= slo.tbt_s else np.inf
+    kept = Slo(ttft_s, tbt_s, slo.slo_class)
+    return kept, kept != slo

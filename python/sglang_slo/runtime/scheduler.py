@@ -1,0 +1,329 @@
+"""SGLang's scheduler with deadlines: builds a view, asks `core` for a plan, applies it. Thin.
+
+Each iteration: receive requests and the tick -> SGLang merges what finished prefill into the running batch -> plan
+-> SGLang's own code builds the planned batch (`admission`) -> launch. Whatever raises while planning hands this
+iteration to stock scheduling. Batches, KV pool, radix cache and results stay SGLang's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sglang.srt.managers import scheduler as stock
+from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
+from sglang.srt.mem_cache.common import release_kv_cache
+
+from sglang_slo import clock
+from sglang_slo.config import SloConfig
+from sglang_slo.core.plan import IterationPlan, Planner, View
+from sglang_slo.core.reservation import ForecastLedger, Ledger, StockLedger
+from sglang_slo.core.slo import BEST_EFFORT, Slo, limit_s
+from sglang_slo.runtime import batches
+from sglang_slo.runtime.admission import PlannedAdder
+from sglang_slo.runtime.book import Launch, RequestBook
+from sglang_slo.runtime.modes import uncovered
+from sglang_slo.runtime.profile import startup_model
+from sglang_slo.runtime.shape import batch_shape
+from sglang_slo.runtime.tick import Tick, TickReceiver
+
+logger = logging.getLogger(__name__)
+
+SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
+
+
+class SloScheduler(stock.Scheduler):
+    """A drop-in replacement of SGLang's scheduler. Settings come from the environment (`SloConfig.from_env`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.slo_config = SloConfig.from_env() or SloConfig()
+        self.slo_on = False  # until everything is built, SGLang schedules
+        super().__init__(*args, **kwargs)
+        reason = uncovered(self)
+        if reason:
+            logger.warning("sglang-slo: %s is not covered: stock scheduling", reason)
+            return
+        self.slo_model = startup_model(self)
+        self.slo_book = RequestBook()
+        self.slo_planner = Planner(self.slo_config)
+        self.slo_tick = Tick(clock.now())
+        self.slo_ended: list[tuple[int, float]] = []
+        self.slo_plan: IterationPlan | None = None
+        self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
+        self.slo_fallbacks = 0
+        self.slo_mixed_chunk = self.is_mixed_chunk
+        self.slo_on = True
+
+    # -- in
+
+    def init_request_receiver(self) -> None:
+        """SGLang's receiver, with ticks."""
+        super().init_request_receiver()
+        self.request_receiver = TickReceiver.wrapping(self.request_receiver, self.make_tick)
+
+    def make_tick(self, requests: list[Any]) -> Tick:
+        """What this rank measured since the last tick; called on the rank whose requests are broadcast."""
+        if not self.slo_on:
+            return Tick(clock.now())
+        ended, self.slo_ended = self.slo_ended, []
+        return Tick(clock.now(), ended)
+
+    def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        """Take the tick out of the list and SGLang's requests from the rest."""
+        tick = None
+        if recv_reqs and isinstance(recv_reqs[-1], Tick):
+            tick = recv_reqs.pop()
+        elif any(isinstance(r, Tick) for r in recv_reqs):
+            tick = next(r for r in recv_reqs if isinstance(r, Tick))
+            recv_reqs = [r for r in recv_reqs if not isinstance(r, Tick)]
+        elif self.ps.tp_size == 1:
+            tick = self.make_tick(recv_reqs)
+        if self.slo_on and tick is not None:
+            self._take(tick)
+        super().process_input_requests(recv_reqs)
+
+    def _take(self, tick: Tick) -> None:
+        self.slo_tick = tick
+        for iteration, end_s in tick.ended:
+            self.slo_book.ended(iteration, end_s)
+        if tick.model is not None:
+            self.slo_model = tick.model
+
+    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+        if self.slo_on:
+            slo, received_s = limits_of(req)
+            now = self.slo_tick.now_s
+            arrival = received_s if received_s is not None and now - 60 < received_s <= now else now
+            self.slo_book.open(req, slo, arrival, self.slo_model)
+            self._look_up_prefix(req)
+        super()._add_request_to_queue(req, is_retracted)
+
+    def _look_up_prefix(self, req: Req) -> None:
+        """How much of a waiting request is in the radix cache, and how much of that is held by others anyway."""
+        req.init_next_round_input(self.tree_cache)
+        node, pinned = req.last_node, len(req.prefix_indices)
+        while node is not None and node.lock_ref == 0 and node is not self.tree_cache.root_node:
+            pinned -= len(node.key)
+            node = node.parent
+        table, row = self.slo_book.table, req.slo_row
+        table.history_tokens[row] = len(req.prefix_indices)
+        table.shared_tokens[row] = max(pinned, 0)
+
+    # -- plan
+
+    def get_next_batch_to_run(
+        self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
+    ) -> NextBatchPlan:
+        """SGLang's step, with the plan made inside it (`get_new_batch_prefill`)."""
+        if not self.slo_on:
+            return super().get_next_batch_to_run(running_batch, last_batch)
+        running_batch = self._rejoin(running_batch)
+        self.slo_plan = None
+        step = super().get_next_batch_to_run(running_batch, last_batch)
+        if self.slo_split is not None:
+            step = NextBatchPlan(batch_to_run=self.slo_split, running_batch=step.running_batch)
+        if self.forward_ct % SWEEP_EVERY == 0:
+            self.slo_book.sweep(self._alive(step))
+        return step
+
+    def _rejoin(self, running_batch: ScheduleBatch) -> ScheduleBatch:
+        part, self.slo_split = self.slo_split, None
+        return running_batch if part is None else batches.merge(running_batch, part)
+
+    def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
+        """Plan, then let SGLang build the planned prefill batch."""
+        if not self.slo_on:
+            return super().get_new_batch_prefill(running_batch)
+        try:
+            running_batch.filter_batch()
+            self.slo_plan = plan = self._make_plan(running_batch)
+        except Exception as error:
+            self._fall_back(error)
+            return super().get_new_batch_prefill(running_batch)
+        if not plan.prefill:
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return self._build_prefill(plan, running_batch)
+
+    def _make_plan(self, running_batch: ScheduleBatch) -> IterationPlan:
+        if self.grammar_manager.has_waiting_grammars():
+            for req in self.grammar_manager.get_ready_grammar_requests():
+                self._add_request_to_queue(req)
+        return self.slo_planner.plan(self._view(running_batch))
+
+    def _view(self, running_batch: ScheduleBatch) -> View:
+        book, table = self.slo_book, self.slo_book.table
+        if self.slo_config.order == "stock":
+            self.policy.calc_priority(self.waiting_queue, running_batch)
+        cut = self.chunked_req
+        if cut is not None:
+            table.history_tokens[cut.slo_row] = len(cut.prefix_indices)
+        queue = self.waiting_queue if cut is None else [cut, *self.waiting_queue]
+        decoding = book.rows(running_batch.reqs)
+        free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        may_split = running_batch.is_empty() or batches.can_split(running_batch)
+        return View(
+            table=table,
+            decoding=decoding,
+            waiting=book.rows(queue),
+            chunked=-1 if cut is None else cut.slo_row,
+            may_sit_out=may_split,
+            base_s=book.base_s(self.slo_tick.now_s),
+            model=self.slo_model,
+            ledger=self._ledger(decoding, free),
+            free_tokens=free,
+            capacity_tokens=self.max_total_num_tokens,
+            request_slots=self.get_num_allocatable_reqs(len(running_batch.reqs)),
+            fixed_chunk_tokens=self.chunked_prefill_size or 1 << 30,
+            tightest_ttft_s=book.tightest_ttft_s,
+        )
+
+    def _ledger(self, decoding: np.ndarray, free: int) -> Ledger:
+        table, cut = self.slo_book.table, self.chunked_req
+        if self.slo_config.kv == "stock":
+            left = table.declared_tokens[decoding] - table.output_tokens[decoding]
+            return StockLedger(free, left, self.new_token_ratio_tracker.current)
+        rows = decoding if cut is None else np.append(decoding, cut.slo_row)
+        held = table.held_tokens(rows)
+        capacity = self.max_total_num_tokens
+        now = int(table.held_tokens(decoding).sum())
+        if cut is not None:
+            now += int(table.history_tokens[cut.slo_row] - table.shared_tokens[cut.slo_row])
+        shared = max(capacity - free - now, 0)
+        reserve = int(self.slo_config.reserve_floor * capacity)
+        return ForecastLedger(held, table.remaining_tokens[rows], shared, capacity, reserve)
+
+    def _fall_back(self, error: Exception) -> None:
+        self.slo_plan = None
+        self.slo_fallbacks += 1
+        self.is_mixed_chunk = self.slo_mixed_chunk
+        if self.slo_fallbacks == 1:
+            logger.exception("sglang-slo: planning failed, stock scheduling takes this iteration")
+
+    # -- apply
+
+    def _build_prefill(self, plan: IterationPlan, running_batch: ScheduleBatch) -> NextBatchPlan:
+        reqs = self.slo_book.reqs
+        planned = {reqs[row]: tokens for row, tokens in plan.prefill}
+        if self.chunked_req is not None and self.chunked_req not in planned:
+            if not self.slo_config.park:
+                return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+            self._park(self.chunked_req)
+        aside = None
+        if plan.mixed and plan.decode is not None:
+            running_batch, aside = batches.split(running_batch, plan.decode), running_batch
+        self.is_mixed_chunk = plan.mixed
+        running_batch.batch_is_full = False
+        with self._only(planned):
+            batch, running_batch = self._get_new_batch_prefill_raw(None, running_batch)
+        if aside is not None:
+            running_batch = batches.merge(aside, running_batch)
+        return NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
+
+    @contextlib.contextmanager
+    def _only(self, planned: dict[Req, int]) -> Iterator[None]:
+        """While SGLang's prefill code runs: the queue is the plan, in its order, and nobody reorders it."""
+        everyone, policy, adder = self.waiting_queue, self.policy, stock.PrefillAdder
+        self.waiting_queue = offered = [r for r in planned if r is not self.chunked_req]
+        self.policy = _KeepOrder
+        stock.PrefillAdder = partial(PlannedAdder, planned=planned)
+        try:
+            yield
+        finally:
+            stock.PrefillAdder, self.policy = adder, policy
+            left = set(self.waiting_queue)
+            for req in offered:
+                if req not in left:
+                    everyone.remove(req)
+            self.waiting_queue = everyone
+
+    def _park(self, req: Req) -> None:
+        """Set the half-prefilled request aside: its KV stays in the radix tree, where its next turn finds it."""
+        release_kv_cache(req, self.tree_cache, is_insert=True)
+        req.reset_for_retract()
+        req.retraction_count -= 1  # nothing was taken from it
+        req.slo_parked = getattr(req, "slo_parked", 0) + 1
+        self.chunked_req = None
+        self._look_up_prefix(req)
+        self.waiting_queue.append(req)
+
+    def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
+        """Decode: all of the running batch, or the part of it that the plan names."""
+        plan = self.slo_plan
+        if plan is None or plan.decode is None:
+            return super().update_running_batch(batch)
+        part = super().update_running_batch(batches.split(batch, plan.decode))
+        if part is not None and not part.is_empty():
+            self.slo_split = part
+        return batch
+
+    def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        """Launch, and note when it is predicted to end."""
+        if not self.slo_on:
+            return super().run_batch(batch, *args, **kwargs)
+        shape = batch_shape(batch)
+        for req in batch.reqs:
+            if req.slo_row < 0:
+                raise RuntimeError(f"request {req.rid} is in a batch without a row")
+        now, predicted = self.slo_tick.now_s, self.slo_model.iteration_s(shape)
+        rows = self.slo_book.rows(batch.reqs)
+        end_s = self.slo_book.base_s(now) + predicted
+        result = super().run_batch(batch, *args, **kwargs)
+        launch = Launch(self.forward_ct, rows, self.slo_book.table.seq[rows], shape, now, predicted, end_s)
+        self.slo_book.launch(self.forward_ct, launch)
+        return result
+
+    # -- out
+
+    def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
+        """SGLang's processing, then the table's."""
+        super().process_batch_result(batch, result)
+        if self.slo_on:
+            self.slo_book.tokens_out(batch.reqs)
+            self.slo_ended.append((batch.forward_iter, clock.now()))
+
+    def abort_request(self, recv_req: Any) -> None:
+        """SGLang's abort; rows of requests that were only waiting end at once."""
+        super().abort_request(recv_req)
+        if self.slo_on:
+            self.slo_book.sweep(self._alive(None))
+
+    def pause_generation(self, recv_req: Any) -> Any:
+        """SGLang's pause, over the whole running batch."""
+        if self.slo_on:
+            self.running_batch = self._rejoin(self.running_batch)
+        return super().pause_generation(recv_req)
+
+    def _alive(self, step: NextBatchPlan | None) -> Iterator[Req]:
+        found = [self.running_batch, self.last_batch, self.slo_split]
+        if step is not None:
+            found += [step.batch_to_run, step.running_batch]
+        for batch in found:
+            if batch is not None:
+                yield from batch.reqs
+        yield from self.waiting_queue
+        if self.chunked_req is not None:
+            yield self.chunked_req
+        for batch, _ in getattr(self, "result_queue", ()):
+            yield from batch.reqs
+
+
+class _KeepOrder:
+    """In the place of SGLang's queue policy while a plan is applied."""
+
+    @staticmethod
+    def calc_priority(waiting_queue: list[Req], running_batch: ScheduleBatch) -> bool:
+        return False
+
+
+def limits_of(req: Req) -> tuple[Slo, float | None]:
+    """A request's limits as ingress left them, and when it reached the server (s), if told."""
+    custom = req.sampling_params.custom_params
+    told = custom.get("slo") if isinstance(custom, dict) else None
+    if not isinstance(told, dict):
+        return BEST_EFFORT, None
+    slo = Slo(limit_s(told.get("ttft_ms")), limit_s(told.get("tbt_ms")), str(told.get("class") or "default"))
+    return slo, told.get("received_s")

@@ -1,0 +1,31 @@
+"""The latency model's view of one of SGLang's batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sglang_slo.core.latency import BatchShape
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+def prefills(batch: ScheduleBatch) -> int:
+    """How many requests of the batch, its first ones, are prefilling."""
+    if not batch.forward_mode.is_extend():
+        return 0
+    return len(batch.reqs) - len(batch.decoding_reqs or ())
+
+
+def batch_shape(batch: ScheduleBatch) -> BatchShape:
+    """Tokens, query-context pairs and context of a batch that is ready to run."""
+    lengths = batch.seq_lens_cpu
+    context = int(lengths.sum())
+    first = prefills(batch)
+    if not batch.forward_mode.is_extend():
+        return BatchShape(False, len(batch.reqs), 0.0, context)
+    new, pairs = 0, 0.0
+    for n, length in zip(batch.extend_lens[:first], lengths[:first].tolist(), strict=True):
+        new += n
+        pairs += n * (length - n + n / 2)
+    return BatchShape(True, new + len(batch.reqs) - first, pairs, context)
