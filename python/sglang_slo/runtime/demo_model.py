@@ -1,7 +1,8 @@
 """The embedded demo model: a tiny random Llama with a byte-level tokenizer, so that a server starts anywhere.
 
-Built once, in a second or two, in a cache folder; its words mean nothing. Same seed, same bytes: every build of the
-same VERSION gives the same weights. The folder appears whole or not at all (built beside it and renamed).
+Built once, in a second or two, in a cache folder; its words mean nothing. Same seed, same bytes: every
+build of the same VERSION gives the same weights. The folder appears whole or not at all (built beside it
+and renamed).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 VERSION = 1  # part of the folder's name: raise it with any change below
 VOCAB = 512
 CONTEXT_TOKENS = 16384
-_WORDS = "the and ing ion ent for tha ter ers are was all not you one".split()
+_WORDS = ("the", "and", "ing", "ion", "ent", "for", "tha", "ter", "ers", "are", "was", "all", "not", "you")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

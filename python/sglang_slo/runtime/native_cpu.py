@@ -1,8 +1,9 @@
 """SGLang on a plain CPU: the platform that stands in where no accelerator is.
 
-Everything runs on torch's own kernels, at page size 1; tensor parallelism over gloo. No CPU build of sgl_kernel is
-needed. SGLang finds it through the entry point group `sglang.srt.platforms` (see `plugin.cpu_platform`).
-Imports of SGLang's modules stay inside the methods, since many of them ask for the platform while being imported.
+Everything runs on torch's own kernels, at page size 1; tensor parallelism over gloo. No CPU build of
+sgl_kernel is needed. SGLang finds it through the entry point group `sglang.srt.platforms` (see
+`plugin.cpu_platform`). Imports of SGLang's modules stay inside the methods, since many of them ask for the
+platform while being imported.
 """
 
 from __future__ import annotations

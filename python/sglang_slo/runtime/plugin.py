@@ -1,8 +1,9 @@
 """SGLang's two ways in for us: a CPU platform, and our scheduler in place of SGLang's.
 
-SGLang calls both functions in each of its processes wherever this package is installed. Neither may ever hurt a
-stock server: the platform is offered only where nothing else could run, and the scheduler is replaced only if the
-environment carries settings with policy `slo` (`SloConfig.to_env`). Importing this module imports little.
+SGLang calls both functions in each of its processes wherever this package is installed. Neither may ever
+hurt a stock server: the platform is offered only where nothing else could run, and the scheduler is
+replaced only if the environment carries settings with policy `slo` (`SloConfig.to_env`). Importing this
+module imports little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The CPU platform's KV allocator: one slot a token.
 
-SGLang builds the allocator of an out-of-tree platform with a `page_size`, which its own one-slot allocator does
-not accept.
+SGLang builds the allocator of an out-of-tree platform with a `page_size`, which its own one-slot allocator
+does not accept.
 """
 
 from __future__ import annotations

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Makes the environment of requirements.lock, once, and prints the path of its python as the last line.
+#
+# The environment lies in a cache folder under a name made from the lock file and the Python version, so every checkout
+# with the same lock uses the same one. It holds dependencies only: put the checkout's python/ folder on PYTHONPATH
+# (serve.sh and test.sh do). An environment counts only once its `.complete` file is there, which is written last:
+# what a killed install leaves behind is removed and built again. Two builds at once wait for each other.
+#
+#   SGLANG_SLO_ENV_DIR   folder for environments   (default: sglang-slo in the user's cache folder)
+#   SGLANG_SLO_PYTHON    python to build with      (default: the first of 3.12, 3.11, 3.13, 3.10, python3 that works)
+#   SGLANG_SLO_LOCK      lock file                 (default: requirements.lock of this checkout)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lock=${SGLANG_SLO_LOCK:-$root/requirements.lock}
+
+say() { echo "[env] $*" >&2; }
+die() { say "$*"; exit 1; }
+
+usable() { # can this python make an environment?
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    if [[ -n ${SGLANG_SLO_PYTHON:-} ]]; then
+        usable "$SGLANG_SLO_PYTHON" || die "SGLANG_SLO_PYTHON: need Python >= 3.10 with venv, got $SGLANG_SLO_PYTHON"
+        echo "$SGLANG_SLO_PYTHON" && return
+    fi
+    for candidate in python3.12 python3.11 python3.13 python3.10 python3; do
+        usable "$candidate" && echo "$candidate" && return
+    done
+    die "need Python >= 3.10 with venv on PATH (or its path in SGLANG_SLO_PYTHON)"
+}
+
+build() { # build ENV_DIR PYTHON; the caller holds the lock
+    local env=$1 python=$2
+    [[ -e $env ]] && say "removing an unfinished environment: $env"
+    rm -rf "$env"
+    say "building $env with $("$python" --version) (once for this lock file; about 10 GB, some minutes)"
+    # Built where it will stay: an environment's own scripts hold its absolute path.
+    "$python" -m venv "$env"
+    # pip is loud about package indexes that lack a package; that is no news.
+    "$env/bin/python" -m pip install --disable-pip-version-check -r "$lock" \
+        1>&2 2> >(grep -v --line-buffered 'is ignored: it is neither a file nor a directory' >&2 || true)
+    : >"$env/.complete"
+}
+
+entry_points() { # SGLang finds our plugins by package metadata, which must lie beside the package
+    local stamp=$root/python/sglang_slo.egg-info/entry_points.txt
+    [[ $stamp -nt $root/pyproject.toml ]] && return
+    (cd "$root" && "$1" -W ignore -c 'import setuptools; setuptools.setup()' -q egg_info 1>&2)
+    touch "$stamp"
+}
+
+[[ -f $lock ]] || die "no lock file: $lock"
+python=$(find_python)
+version=$("$python" -c 'import platform; print("-".join([*platform.python_version_tuple()[:2], platform.machine()]))')
+envs=${SGLANG_SLO_ENV_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sglang-slo}
+env=$envs/env-$( (cat "$lock"; echo "$version") | sha256sum | cut -c1-16)
+mkdir -p "$envs"
+if [[ ! -e $env/.complete ]]; then
+    exec 9>"$env.lock"
+    flock -n 9 || { say "waiting for another build of $env"; flock 9; }
+    [[ -e $env/.complete ]] || build "$env" "$python"
+    exec 9>&-
+fi
+[[ -n ${SGLANG_SLO_LOCK:-} ]] || entry_points "$env/bin/python"
+echo "$env/bin/python"
