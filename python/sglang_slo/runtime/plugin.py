@@ -8,16 +8,16 @@ module imports little.
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
 import os
+import sys
 from importlib.metadata import entry_points
 
-from sglang_slo.config import SloConfig
-
-logger = logging.getLogger(__name__)
+from sglang_slo.config import ENV, SloConfig
 
 CPU_PLATFORM = "sglang_slo_cpu"  # the entry point's name, as SGLANG_PLATFORM would give it
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+HTTP_SERVER = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
 
 
 def cpu_platform() -> str | None:
@@ -43,17 +43,30 @@ def no_gpu() -> bool:
 
 
 def switched_on() -> bool:
-    """True if this process was started with our scheduler asked for."""
-    config = SloConfig.from_env()
+    """True if our scheduler was asked for. Ends the process on unusable settings."""
+    try:
+        config = SloConfig.from_env()
+    except (TypeError, ValueError) as error:
+        # SGLang logs a plugin's exception and goes on without it: what was asked for would be lost.
+        raise SystemExit(f"{ENV}: {error}") from error
     return config is not None and config.policy == "slo"
 
 
 def register() -> None:
-    """Put `SloScheduler` in the place of SGLang's `Scheduler`; nothing at all unless switched on."""
+    """Our scheduler in SGLang's place and the ingress before its endpoints, if switched on."""
     if not switched_on():
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    if _may_serve_http():
+        from sglang_slo.runtime.http_app import serve_with_deadlines
+
+        HookRegistry.register(HTTP_SERVER, serve_with_deadlines, HookType.AROUND)
     from sglang_slo.runtime.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
+
+
+def _may_serve_http() -> bool:
+    # Hooking imports SGLang's HTTP server: seconds that its scheduler processes need not pay.
+    return multiprocessing.parent_process() is None or "sglang.srt.entrypoints.http_server" in sys.modules

@@ -1,0 +1,168 @@
+"""The front door: `python -m sglang_slo.launch_server`, SGLang's server with deadlines.
+
+Takes every flag of `sglang.launch_server` and the `--slo-*` flags. Without `--model-path` it serves the
+embedded demo model. It only prepares settings and environment; SGLang itself starts the server, and lets
+our scheduler and our HTTP layer in through its plugin hooks (runtime/plugin.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from sglang_slo import config as slo_config
+from sglang_slo.config import ConfigError, SloConfig
+
+PROG = "python -m sglang_slo.launch_server"
+DEMO_KV_TOKENS = 65536  # the demo model's KV would else take most of the memory of a small machine
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start a server with the flags in `argv` (default: the command line) and serve until it is stopped."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        return _help()
+    config, rest = read_slo_flags(argv)
+    _check_installed()
+    config.to_env()
+
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    server_args = prepare_server_args(with_defaults(rest))
+    say_how_it_runs(server_args, config)
+    bind_cpus(server_args)
+
+    from sglang.launch_server import run_server
+
+    try:
+        run_server(server_args)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+def read_slo_flags(argv: Sequence[str]) -> tuple[SloConfig, list[str]]:
+    """Our settings, and SGLang's flags. Ends the process with a message if a setting is unusable."""
+    parser = argparse.ArgumentParser(prog=PROG, usage="%(prog)s [flags]", add_help=False, allow_abbrev=False)
+    slo_config.add_flags(parser)
+    args, rest = parser.parse_known_args(argv)
+    unknown = [flag for flag in rest if flag.startswith("--slo-")]
+    if unknown:
+        parser.error(f"unknown flag {unknown[0].split('=')[0]}; see --help for every --slo- flag")
+    try:
+        return slo_config.from_args(args), rest
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def with_defaults(argv: Sequence[str]) -> list[str]:
+    """SGLang's flags, with the demo model and with FlashInfer (on CUDA) where nothing else is named."""
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):  # `sglang serve MODEL` is accepted by SGLang's own command
+        argv = ["--model-path", *argv]
+    given = given_flags(argv)
+    if not given & {"--model-path", "--model"}:
+        argv += demo_flags(given)
+    backends = {"--attention-backend", "--prefill-attention-backend", "--decode-attention-backend"}
+    if not given & backends and _has_cuda():
+        argv += ["--attention-backend", "flashinfer"]
+    return argv
+
+
+def given_flags(argv: Sequence[str]) -> set[str]:
+    """The names of the flags in `argv` and in the YAML file of SGLang's own `--config`."""
+    flags = {arg.split("=", 1)[0] for arg in argv if arg.startswith("--")}
+    if "--config" in argv[:-1]:
+        import yaml
+
+        with open(argv[list(argv).index("--config") + 1]) as file:  # noqa: PTH123
+            flags |= {"--" + str(key).replace("_", "-") for key in yaml.safe_load(file) or {}}
+    return flags
+
+
+def demo_flags(given: set[str]) -> list[str]:
+    """Flags that serve the demo model, and a plain notice of it. `given`: flags to leave alone."""
+    from sglang_slo.runtime.demo_model import demo_model_path
+
+    path = str(demo_model_path())
+    _say(
+        f"no --model-path: serving the demo model ({path}). Its weights are random: its words mean nothing."
+    )
+    defaults = {"--dtype": "float32", "--max-total-tokens": str(DEMO_KV_TOKENS)}
+    extra = [word for flag, value in defaults.items() if flag not in given for word in (flag, value)]
+    return ["--model-path", path, *extra]
+
+
+def say_how_it_runs(server_args: Any, config: SloConfig) -> None:
+    """Say which scheduler will run, and why if not ours. Ends the process if flags contradict each other."""
+    from sglang_slo.runtime.flags import refusals, stock_reasons
+
+    if config.policy == "off":
+        return _say("--slo-policy off: stock SGLang; deadlines are not read")
+    refused = refusals(server_args, config)
+    if refused:
+        raise SystemExit("\n".join(f"{PROG}: error: {message}" for message in refused))
+    stock = stock_reasons(server_args, config)
+    if stock:
+        _say("deadlines are read and judged, but scheduling is stock SGLang's: " + "; ".join(stock))
+    else:
+        _say("scheduling by deadline")
+
+
+def bind_cpus(server_args: Any) -> None:
+    """On a CPU, share the cores among tensor-parallel ranks, unless the user has said how."""
+    if (
+        server_args.device != "cpu"
+        or server_args.tp_size == 1
+        or os.environ.get("SGLANG_CPU_OMP_THREADS_BIND")
+    ):
+        return
+    cores, ranks = sorted(os.sched_getaffinity(0)), server_args.tp_size
+    shares = [cores[i * len(cores) // ranks : (i + 1) * len(cores) // ranks] for i in range(ranks)]
+    # With fewer cores than ranks some share one.
+    text = "|".join(",".join(map(str, share or [cores[i % len(cores)]])) for i, share in enumerate(shares))
+    os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = text
+
+
+def _check_installed() -> None:
+    names = {entry.name for entry in entry_points(group="sglang.srt.plugins")}
+    allowed = os.environ.get("SGLANG_PLUGINS")
+    if "sglang_slo" not in names:
+        raise SystemExit(
+            f"{PROG}: error: SGLang cannot find this package; install it (pip install -e .) or "
+            "start with scripts/serve.sh"
+        )
+    if allowed and "sglang_slo" not in allowed.replace(" ", "").split(","):
+        raise SystemExit(f"{PROG}: error: SGLANG_PLUGINS={allowed}: add sglang_slo to it, or leave it unset")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.version.hip is None
+
+
+def _help() -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(prog=PROG, description="SGLang's server, with deadlines.")
+    slo_config.add_flags(parser)
+    ServerArgs.add_cli_args(parser)
+    for action in parser._actions:
+        if action.dest == "model_path":
+            action.required = False
+    parser.print_help()
+
+
+def _say(text: str) -> None:
+    print(f"[sglang-slo] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

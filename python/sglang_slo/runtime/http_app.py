@@ -1,0 +1,49 @@
+"""What this package adds to SGLang's HTTP app, and how it gets there in every way of starting a server.
+
+`serve_with_deadlines` wraps SGLang's own `_setup_and_run_http_server` (plugin.py registers it), so that one
+process or several tokenizer workers serve the same additions. With several workers uvicorn imports the app
+by name in each: it is given the name of `http_worker` instead, which prepares SGLang's app while being
+imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from sglang_slo.config import SloConfig
+from sglang_slo.runtime.ingress import Ingress
+
+WORKER_APP = "sglang_slo.runtime.http_worker:app"
+
+
+def prepare(app: Any, config: SloConfig) -> None:
+    """Put the ingress into SGLang's FastAPI app, behind authentication and decompression. Idempotent."""
+    from starlette.middleware import Middleware
+
+    if not any(m.cls is Ingress for m in app.user_middleware):
+        app.user_middleware.append(Middleware(Ingress, config=config))
+
+
+def serve_with_deadlines(serve: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """SGLang's `_setup_and_run_http_server(server_args, ...)` with our additions in its app."""
+    from sglang.srt.entrypoints import http_server
+
+    config = SloConfig.from_env()
+    server_args = args[0] if args else kwargs["server_args"]
+    if config is None:
+        return serve(*args, **kwargs)
+    if server_args.tokenizer_worker_num == 1:
+        prepare(http_server.app, config)
+        return serve(*args, **kwargs)
+    uvicorn = http_server.uvicorn
+    http_server.uvicorn = SimpleNamespace(
+        run=lambda app, **options: uvicorn.run(WORKER_APP, **options),
+        Config=uvicorn.Config,
+        Server=uvicorn.Server,
+    )
+    try:
+        return serve(*args, **kwargs)
+    finally:
+        http_server.uvicorn = uvicorn

@@ -1,0 +1,12 @@
+"""SGLang's HTTP app with deadlines, for uvicorn to import by name in each of several tokenizer workers."""
+
+from sglang.srt.entrypoints.http_server import app
+
+from sglang_slo.config import SloConfig
+from sglang_slo.runtime.http_app import prepare
+
+__all__ = ["app"]
+
+_config = SloConfig.from_env()
+if _config is not None and _config.policy == "slo":
+    prepare(app, _config)
