@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sglang_slo.observe.answers import attach, judged_answers, move
+from sglang_slo.observe.answers import attach, install, judged_answers, move
 
 sglang = pytest.importorskip("sglang.srt.managers.schedule_batch")
 VERDICT = {"attained": True, "missed": None, "ttft_ms": 12.5}
@@ -78,10 +78,17 @@ def test_wrapped_answers_close_what_they_wrap_when_the_client_leaves() -> None:
     asyncio.run(client())
 
 
-def test_the_wrapped_method_exists_in_sglang() -> None:
+def test_install_wraps_sglangs_answers_once() -> None:
     import inspect
-    import pkgutil
 
-    from sglang_slo.observe.answers import HOOKED
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-    assert inspect.isasyncgenfunction(pkgutil.resolve_name(HOOKED))
+    original = TokenizerManager._wait_one_response
+    try:
+        assert inspect.isasyncgenfunction(original)
+        install()
+        wrapped = TokenizerManager._wait_one_response
+        install()
+        assert TokenizerManager._wait_one_response is wrapped is not original
+    finally:
+        TokenizerManager._wait_one_response = original

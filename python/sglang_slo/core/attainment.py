@@ -1,10 +1,11 @@
 """Whether a request got what it was promised: the one definition that server, twin and benchmarks share.
 
 TTFT runs from arrival to the first token out. The TBT figure of a request is its 99th percentile gap by
-nearest rank: the smallest gap such that at least 99 % of the request's gaps are no longer than it; with fewer
-than 100 gaps that is the longest. A request attained when both figures are within its limits; no limit is
-infinity, always kept. `GapTail` and `GapTable` give the exact figure of a stream of gaps without storing the
-stream: n gaps put the figure at rank floor(n / 100) + 1 from the top, so the longest 1 % are all that is kept.
+nearest rank: the smallest gap such that at least 99 % of the request's gaps are no longer than it; with
+fewer than 100 gaps that is the longest. A request attained when both figures are within its limits; no
+limit is infinity, always kept. `GapTail` and `GapTable` give the exact figure of a stream of gaps without
+storing the stream: n gaps put the figure at rank floor(n / 100) + 1 from the top, so the longest 1 % are
+all that is kept.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def missed(slo: Slo, ttft_s: float, tbt_p99_s: float) -> Missed | None:
 class GapTail:
     """The gaps of one request so far: how many, their sum, and the longest ones.
 
-    `most_gaps` bounds the number of gaps to come (max_new_tokens - 1). Up to it the figure is exact; beyond it,
-    should a caller be wrong, the figure is never too short. Memory: 1 % of `most_gaps` floats.
+    `most_gaps` bounds the number of gaps to come (max_new_tokens - 1). Up to it the figure is exact;
+    beyond it, should a caller be wrong, the figure is never too short. Memory: 1 % of `most_gaps` floats.
     """
 
     __slots__ = ("_keep", "_longest", "count", "sum_s")

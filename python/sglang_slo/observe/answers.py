@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 KEY = "slo"
-HOOKED = "sglang.srt.managers.tokenizer_manager.TokenizerManager._wait_one_response"
 
 
 def attach(req: Any, answer: dict[str, Any]) -> None:
@@ -45,8 +44,16 @@ async def judged_answers(
             yield answer
 
 
-def register() -> None:
-    """Wrap SGLang's tokenizer manager; for the plugin entry point, before hooks are applied."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+def install() -> None:
+    """Wrap the tokenizer manager of this process (HTTP server, tokenizer worker, `Engine`). Idempotent."""
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-    HookRegistry.register(HOOKED, judged_answers, HookType.AROUND)
+    original = TokenizerManager._wait_one_response
+    if getattr(original, "judged", False):
+        return
+
+    def wait_one_response(*args: Any, **kwargs: Any) -> AsyncIterator[dict[str, Any]]:
+        return judged_answers(original, *args, **kwargs)
+
+    wait_one_response.judged = True  # type: ignore[attr-defined]
+    TokenizerManager._wait_one_response = wait_one_response

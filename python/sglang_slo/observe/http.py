@@ -88,7 +88,9 @@ async def _sglang_states() -> Sequence[dict[str, Any]]:
 
 
 def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
-    """Add `/slo/status` and `/slo` to SGLang's app; settings are read from the environment."""
+    """Add `/slo/status` and `/slo` to SGLang's app; settings are read from the environment. Idempotent."""
+    if any(getattr(route, "path", None) == "/slo/status" for route in app.routes):
+        return
     shared = SharedCall(states)
     page = resources.files("sglang_slo.observe").joinpath("page.html").read_text(encoding="utf-8")
 
