@@ -1,6 +1,6 @@
 """SGLang's flags and modes beside ours: honoured, refused with a reason, or run on stock scheduling.
 
-One table, used three ways: `refusals` before a server starts, `stock_reasons` in the scheduler, `markdown`
+One table, used three ways: `refusals` before a server starts, `uncovered` in the scheduler, `markdown`
 for the README. A flag that is not in the table is SGLang's own business and works as it always did.
 """
 
@@ -83,7 +83,6 @@ TABLE = (
     ),
     Row("--max-queued-requests", HONOURED, "SGLang refuses at the door, before ours sees the request"),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
-    Row("--disable-radix-cache", HONOURED, "a request that is set aside half-prefilled starts again"),
     Row("--tp, --dp, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
     # -- ways in that bypass the HTTP side
     Row(
@@ -137,6 +136,24 @@ TABLE = (
         "KV is kept elsewhere",
         lambda args, config: args.enable_lmcache or args.enable_flexkv or args.enable_hisparse,
     ),
+    Row(
+        "--page-size > 1",
+        STOCK,
+        "a chunk ends where the limits say, not where a page does",
+        lambda args, config: (args.page_size or 1) > 1,
+    ),
+    Row(
+        "--disable-radix-cache",
+        STOCK,
+        "a request that is set aside half-prefilled would start again",
+        _is("disable_radix_cache", False),
+    ),
+    Row(
+        "--chunked-prefill-size -1 with --slo-chunk fixed",
+        STOCK,
+        "prompts are never cut",
+        lambda args, config: (args.chunked_prefill_size or 0) < 0,
+    ),
     Row("--dllm-algorithm", STOCK, "a diffusion model fills blocks of tokens", _is("dllm_algorithm")),
     Row("--enable-pdmux", STOCK, "prefill and decode share the GPU by streams", _is("enable_pdmux", False)),
     Row(
@@ -178,9 +195,11 @@ def stock_reasons(server_args: Any, config: SloConfig) -> list[str]:
     return [f"{row.flags}: {row.why}" for row in _matching(STOCK, server_args, config)]
 
 
-def scheduler_reasons(scheduler: Any) -> list[str]:
-    """Why a built `Scheduler` must run as stock, from its model and its cache; empty: ours can run."""
-    reasons = []
+def uncovered(scheduler: Any, config: SloConfig) -> str | None:
+    """Why a built `Scheduler` must run as stock, from its flags, its model and its cache; None: ours can."""
+    reasons = stock_reasons(scheduler.server_args, config)
+    if config.policy == "off":
+        reasons.append("--slo-policy off")
     if not scheduler.is_generation:
         reasons.append("the model generates no tokens")
     if scheduler.model_config.is_encoder_decoder:
@@ -188,7 +207,7 @@ def scheduler_reasons(scheduler: Any) -> list[str]:
     cache = type(scheduler.tree_cache).__name__
     if scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm or cache not in KNOWN_CACHES:
         reasons.append(f"its KV cache is a {cache}; known: {', '.join(KNOWN_CACHES)}")
-    return reasons
+    return "; ".join(reasons) or None
 
 
 def markdown() -> str:

@@ -13,17 +13,20 @@ from types import SimpleNamespace
 from typing import Any
 
 from sglang_slo.config import SloConfig
+from sglang_slo.observe.http import add_routes
 from sglang_slo.runtime.ingress import Ingress
 
 WORKER_APP = "sglang_slo.runtime.http_worker:app"
 
 
 def prepare(app: Any, config: SloConfig) -> None:
-    """Put the ingress into SGLang's FastAPI app, behind authentication and decompression. Idempotent."""
+    """Add the ingress, behind authentication and decompression, and our routes to the app. Idempotent."""
     from starlette.middleware import Middleware
 
-    if not any(m.cls is Ingress for m in app.user_middleware):
-        app.user_middleware.append(Middleware(Ingress, config=config))
+    if any(m.cls is Ingress for m in app.user_middleware):
+        return
+    app.user_middleware.append(Middleware(Ingress, config=config))
+    add_routes(app)
 
 
 def serve_with_deadlines(serve: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

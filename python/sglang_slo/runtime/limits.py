@@ -118,12 +118,16 @@ def resolve(limits: Limits, config: SloConfig) -> Slo:
     return Slo(limit_s(ttft_ms), limit_s(tbt_ms), name or "default")
 
 
-def to_wire(slo: Slo) -> dict[str, Any]:
-    """The form in which limits travel in `sampling_params.custom_params["slo"]`: ms, None for no limit."""
+def to_wire(slo: Slo, received_s: float) -> dict[str, Any]:
+    """The form in which limits travel in `sampling_params.custom_params["slo"]`: ms, None for no limit.
+
+    `received_s`: when the request reached the server, on the machine's monotone clock.
+    """
     return {
         "ttft_ms": _wire_ms(slo.ttft_s),
         "tbt_ms": _wire_ms(slo.tbt_s),
         "class": slo.slo_class,
+        "received_s": received_s,
         RESOLVED: True,
     }
 
@@ -137,6 +141,12 @@ def slo_of(custom_params: Any, config: SloConfig) -> Slo:
     if isinstance(raw, Mapping) and raw.get(RESOLVED) is True:
         return Slo(limit_s(raw["ttft_ms"]), limit_s(raw["tbt_ms"]), raw["class"])
     return resolve(parse(raw, "custom_params.slo"), config)
+
+
+def received_s(custom_params: Any) -> float | None:
+    """When a request reached the server, s on the monotone clock, if the HTTP side has noted it."""
+    raw = custom_params.get("slo") if isinstance(custom_params, Mapping) else None
+    return raw["received_s"] if isinstance(raw, Mapping) and raw.get(RESOLVED) is True else None
 
 
 def _number(value: Any, where: str) -> float:

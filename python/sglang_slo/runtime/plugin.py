@@ -59,9 +59,11 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if _may_serve_http():
+        from sglang_slo.observe import answers
         from sglang_slo.runtime.http_app import serve_with_deadlines
 
         HookRegistry.register(HTTP_SERVER, serve_with_deadlines, HookType.AROUND)
+        answers.install()
     from sglang_slo.runtime.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.runtime.limits import LimitError, Limits, parse, resolve, to_wire
 
@@ -43,7 +44,7 @@ def _openai(request: dict[str, Any], headers: Limits, config: SloConfig) -> bool
     limits = _one(own, _inside(custom, "custom_params"), "slo", "custom_params").over(headers)
     if not limits.given:
         return False
-    request["custom_params"] = {**(custom or {}), "slo": to_wire(resolve(limits, config))}
+    request["custom_params"] = {**(custom or {}), "slo": to_wire(resolve(limits, config), clock.now())}
     return True
 
 
@@ -93,7 +94,7 @@ def _sampling(
     limits = _one(own, _inside(custom, custom_name), own_name, custom_name).over(headers)
     if not limits.given:
         return params, False
-    custom = {**(custom or {}), "slo": to_wire(resolve(limits, config))}
+    custom = {**(custom or {}), "slo": to_wire(resolve(limits, config), clock.now())}
     return {**(params or {}), "custom_params": custom}, True
 
 

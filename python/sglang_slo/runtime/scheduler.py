@@ -22,11 +22,12 @@ from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
 from sglang_slo.core.reservation import ForecastLedger, Ledger, StockLedger
-from sglang_slo.core.slo import BEST_EFFORT, Slo, limit_s
+from sglang_slo.core.slo import BEST_EFFORT, Slo
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.admission import PlannedAdder
 from sglang_slo.runtime.book import Launch, RequestBook
-from sglang_slo.runtime.modes import uncovered
+from sglang_slo.runtime.flags import uncovered
+from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.shape import batch_shape
 from sglang_slo.runtime.tick import Tick, TickReceiver
@@ -43,9 +44,9 @@ class SloScheduler(stock.Scheduler):
         self.slo_config = SloConfig.from_env() or SloConfig()
         self.slo_on = False  # until everything is built, SGLang schedules
         super().__init__(*args, **kwargs)
-        reason = uncovered(self)
+        reason = uncovered(self, self.slo_config)
         if reason:
-            logger.warning("sglang-slo: %s is not covered: stock scheduling", reason)
+            logger.warning("sglang-slo: stock scheduling: %s", reason)
             return
         self.slo_model = startup_model(self)
         self.slo_book = RequestBook()
@@ -55,6 +56,7 @@ class SloScheduler(stock.Scheduler):
         self.slo_plan: IterationPlan | None = None
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         self.slo_fallbacks = 0
+        self.slo_bad_limits = 0
         self.slo_mixed_chunk = self.is_mixed_chunk
         self.slo_on = True
 
@@ -95,12 +97,25 @@ class SloScheduler(stock.Scheduler):
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.slo_on:
-            slo, received_s = limits_of(req)
+            slo, told_s = self._limits_of(req)
             now = self.slo_tick.now_s
-            arrival = received_s if received_s is not None and now - 60 < received_s <= now else now
+            arrival = told_s if told_s is not None and now - 60 < told_s <= now else now
             self.slo_book.open(req, slo, arrival, self.slo_model)
             self._look_up_prefix(req)
         super()._add_request_to_queue(req, is_retracted)
+
+    def _limits_of(self, req: Req) -> tuple[Slo, float | None]:
+        """A request's limits, and when it reached the server (s), if told. Unusable limits: best effort, counted.
+
+        The HTTP side refuses bad limits before; only an offline caller's can still be wrong here.
+        """
+        custom = req.sampling_params.custom_params
+        try:
+            return slo_of(custom, self.slo_config), received_s(custom)
+        except LimitError as error:
+            self.slo_bad_limits += 1
+            logger.warning("sglang-slo: request %s is served best effort: %s", req.rid, error)
+            return BEST_EFFORT, None
 
     def _look_up_prefix(self, req: Req) -> None:
         """How much of a waiting request is in the radix cache, and how much of that is held by others anyway."""
@@ -317,13 +332,3 @@ class _KeepOrder:
     @staticmethod
     def calc_priority(waiting_queue: list[Req], running_batch: ScheduleBatch) -> bool:
         return False
-
-
-def limits_of(req: Req) -> tuple[Slo, float | None]:
-    """A request's limits as ingress left them, and when it reached the server (s), if told."""
-    custom = req.sampling_params.custom_params
-    told = custom.get("slo") if isinstance(custom, dict) else None
-    if not isinstance(told, dict):
-        return BEST_EFFORT, None
-    slo = Slo(limit_s(told.get("ttft_ms")), limit_s(told.get("tbt_ms")), str(told.get("class") or "default"))
-    return slo, told.get("received_s")
