@@ -42,7 +42,7 @@ class View:
     free_tokens: int  # free + evictable KV
     capacity_tokens: int
     request_slots: int  # requests that may join the running batch
-    fixed_chunk_tokens: int  # SGLang's own chunk size, for chunk="fixed"
+    most_chunk_tokens: int  # SGLang's own chunk size: what its memory is laid out for
     tightest_ttft_s: float  # among recent arrivals; inf: none has a limit
 
 
@@ -74,7 +74,7 @@ class Planner:
             return self._decode_only(view, decodes, None)
         budget = self._budget(view, decodes)
         ranking = self._ranking(view, budget)
-        filling = Filling(view, budget, self._fixed_tokens(view))
+        filling = Filling(view, budget, self.config.chunk == "fixed")
         for row in self._line(view, budget, ranking):
             filling.add(row)
             if filling.full:
@@ -125,9 +125,6 @@ class Planner:
         backlog = int(table.prefill_tokens(view.waiting).sum())
         return chunking.iteration_budget(decodes, view.model, cap, mix, backlog)
 
-    def _fixed_tokens(self, view: View) -> int | None:
-        return view.fixed_chunk_tokens if self.config.chunk == "fixed" else None
-
     # -- who is served
 
     def _ranking(self, view: View, budget: Budget) -> Ranking:
@@ -169,13 +166,14 @@ def _prefill_share(model: LatencyModel, budget: Budget) -> float:
 class Filling:
     """Takes requests in order until the time, the KV or the request slots of one iteration are used up."""
 
-    def __init__(self, view: View, budget: Budget, fixed_tokens: int | None) -> None:
+    def __init__(self, view: View, budget: Budget, fixed: bool) -> None:
         self.prefill: list[tuple[int, int]] = []
         self.shape = budget.base
         self.full = False
         self._view = view
         self._time_s = budget.time_s / view.model.residual_quantile
-        self._fixed_left = fixed_tokens
+        self._chunk_left = view.most_chunk_tokens
+        self._fixed = fixed
         self._slots = view.request_slots
         # every decode may need a token of KV in this iteration
         self._free = view.free_tokens - len(view.decoding)
@@ -205,11 +203,10 @@ class Filling:
         self._free -= kv
         self.prefill.append((row, tokens))
         self.shape = self.shape.with_chunk(history, tokens)
-        if self._fixed_left is not None:
-            self._fixed_left -= tokens
+        self._chunk_left -= tokens
         self.full = tokens < need
 
     def _fits(self, history: int) -> int:
-        if self._fixed_left is not None:
-            return self._fixed_left
-        return self._view.model.largest_chunk(self.shape, history, self._time_s)
+        if self._fixed:
+            return self._chunk_left
+        return min(self._chunk_left, self._view.model.largest_chunk(self.shape, history, self._time_s))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,18 +23,22 @@ from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
 from sglang_slo.core.reservation import ForecastLedger, Ledger, StockLedger
-from sglang_slo.core.slo import BEST_EFFORT, Slo
+from sglang_slo.core.slo import BEST_EFFORT
+from sglang_slo.observe.gauges import Gauges
+from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.admission import PlannedAdder
 from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
 from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.profile import startup_model
+from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
 from sglang_slo.runtime.shape import batch_shape
 from sglang_slo.runtime.tick import Tick, TickReceiver
 
 logger = logging.getLogger(__name__)
 
+OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
 
 
@@ -55,8 +60,11 @@ class SloScheduler(stock.Scheduler):
         self.slo_ended: list[tuple[int, float]] = []
         self.slo_plan: IterationPlan | None = None
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
-        self.slo_fallbacks = 0
-        self.slo_bad_limits = 0
+        rank0 = self.ps.attn_tp_rank == 0
+        dp_rank = self.ps.dp_rank if self.server_args.dp_size > 1 else None
+        self.slo_observer = Observer(self.slo_config, rank0, metric_labels(self), dp_rank)
+        self.slo_reporter = Reporter(self.slo_observer, self.slo_config.request_log_text) if rank0 else None
+        self.slo_plan_s = 0.0  # time it took to plan the last iteration
         self.slo_mixed_chunk = self.is_mixed_chunk
         self.slo_on = True
 
@@ -66,6 +74,15 @@ class SloScheduler(stock.Scheduler):
         """SGLang's receiver, with ticks."""
         super().init_request_receiver()
         self.request_receiver = TickReceiver.wrapping(self.request_receiver, self.make_tick)
+
+    def init_output_streamer(self) -> None:
+        """SGLang's streamer, with requests timed and judged as their tokens leave."""
+        super().init_output_streamer()
+        self.output_streamer = JudgingStreamer.wrapping(self.output_streamer, self._report)
+
+    def _report(self, reqs: Iterable[Req]) -> None:
+        if self.slo_on and self.slo_reporter is not None:
+            self.slo_reporter.streamed(reqs)
 
     def make_tick(self, requests: list[Any]) -> Tick:
         """What this rank measured since the last tick; called on the rank whose requests are broadcast."""
@@ -97,30 +114,32 @@ class SloScheduler(stock.Scheduler):
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.slo_on:
-            slo, told_s = self._limits_of(req)
-            now = self.slo_tick.now_s
-            arrival = told_s if told_s is not None and now - 60 < told_s <= now else now
-            self.slo_book.open(req, slo, arrival, self.slo_model)
-            self._look_up_prefix(req)
+            self._open(req)
         super()._add_request_to_queue(req, is_retracted)
 
-    def _limits_of(self, req: Req) -> tuple[Slo, float | None]:
-        """A request's limits, and when it reached the server (s), if told. Unusable limits: best effort, counted.
-
-        The HTTP side refuses bad limits before; only an offline caller's can still be wrong here.
-        """
-        custom = req.sampling_params.custom_params
+    def _open(self, req: Req) -> None:
+        """Give a request its row; one that comes back (preempted, retracted) keeps it."""
+        new = getattr(req, "slo_row", -1) < 0
+        now, custom = self.slo_tick.now_s, req.sampling_params.custom_params
         try:
-            return slo_of(custom, self.slo_config), received_s(custom)
-        except LimitError as error:
-            self.slo_bad_limits += 1
-            logger.warning("sglang-slo: request %s is served best effort: %s", req.rid, error)
-            return BEST_EFFORT, None
+            slo, told_s = slo_of(custom, self.slo_config), received_s(custom)
+        except LimitError as error:  # HTTP refuses these at the door; an offline caller is told in the log
+            slo, told_s = BEST_EFFORT, None
+            self.slo_observer.trouble.happened("a limit could not be read: best effort", now, error)
+        sent_s = req.time_stats.created_time if told_s is None else told_s
+        # all of these are the host's monotone clock; what comes from another host counts from now
+        arrival_s = sent_s if 0 < sent_s <= now < sent_s + OLDEST_ARRIVAL_S else now
+        self.slo_book.open(req, slo, arrival_s, self.slo_model)
+        if new and self.slo_reporter is not None:
+            self.slo_reporter.opened(req, arrival_s, now)
+        self._look_up_prefix(req)
 
     def _look_up_prefix(self, req: Req) -> None:
         """How much of a waiting request is in the radix cache, and how much of that is held by others anyway."""
         req.init_next_round_input(self.tree_cache)
         node, pinned = req.last_node, len(req.prefix_indices)
+        if not self.tree_cache.is_tree_cache():
+            node = None
         while node is not None and node.lock_ref == 0 and node is not self.tree_cache.root_node:
             pinned -= len(node.key)
             node = node.parent
@@ -142,8 +161,13 @@ class SloScheduler(stock.Scheduler):
         if self.slo_split is not None:
             step = NextBatchPlan(batch_to_run=self.slo_split, running_batch=step.running_batch)
         if self.forward_ct % SWEEP_EVERY == 0:
-            self.slo_book.sweep(self._alive(step))
+            self._sweep(step)
         return step
+
+    def _sweep(self, step: NextBatchPlan | None) -> None:
+        for req in self.slo_book.sweep(self._alive(step)):
+            if self.slo_reporter is not None:
+                self.slo_reporter.ended(req, clock.now())
 
     def _rejoin(self, running_batch: ScheduleBatch) -> ScheduleBatch:
         part, self.slo_split = self.slo_split, None
@@ -154,8 +178,10 @@ class SloScheduler(stock.Scheduler):
         if not self.slo_on:
             return super().get_new_batch_prefill(running_batch)
         try:
+            began_s = clock.now()
             running_batch.filter_batch()
             self.slo_plan = plan = self._make_plan(running_batch)
+            self.slo_plan_s = clock.now() - began_s
         except Exception as error:
             self._fall_back(error)
             return super().get_new_batch_prefill(running_batch)
@@ -192,7 +218,7 @@ class SloScheduler(stock.Scheduler):
             free_tokens=free,
             capacity_tokens=self.max_total_num_tokens,
             request_slots=self.get_num_allocatable_reqs(len(running_batch.reqs)),
-            fixed_chunk_tokens=self.chunked_prefill_size or 1 << 30,
+            most_chunk_tokens=self.chunked_prefill_size or 1 << 30,
             tightest_ttft_s=book.tightest_ttft_s,
         )
 
@@ -213,10 +239,8 @@ class SloScheduler(stock.Scheduler):
 
     def _fall_back(self, error: Exception) -> None:
         self.slo_plan = None
-        self.slo_fallbacks += 1
         self.is_mixed_chunk = self.slo_mixed_chunk
-        if self.slo_fallbacks == 1:
-            logger.exception("sglang-slo: planning failed, stock scheduling takes this iteration")
+        self.slo_observer.fallback(error, self.slo_tick.now_s)
 
     # -- apply
 
@@ -298,19 +322,55 @@ class SloScheduler(stock.Scheduler):
         super().process_batch_result(batch, result)
         if self.slo_on:
             self.slo_book.tokens_out(batch.reqs)
-            self.slo_ended.append((batch.forward_iter, clock.now()))
+            now = clock.now()
+            self.slo_ended.append((batch.forward_iter, now))
+            self.slo_observer.refresh(now, self.gauges)
 
     def abort_request(self, recv_req: Any) -> None:
         """SGLang's abort; rows of requests that were only waiting end at once."""
         super().abort_request(recv_req)
         if self.slo_on:
-            self.slo_book.sweep(self._alive(None))
+            self._sweep(None)
 
     def pause_generation(self, recv_req: Any) -> Any:
         """SGLang's pause, over the whole running batch."""
         if self.slo_on:
             self.running_batch = self._rejoin(self.running_batch)
         return super().pause_generation(recv_req)
+
+    # -- report
+
+    def gauges(self) -> Gauges:
+        """The scheduler at this moment, for `/slo/status` and Prometheus."""
+        plan, table = self.slo_plan or IterationPlan(), self.slo_book.table
+        rows = self.slo_book.rows(self.waiting_queue)
+        buckets, counts = np.unique(table.bucket[rows], return_counts=True)
+        free, evictable = self.token_to_kv_pool_allocator.available_size(), self.tree_cache.evictable_size()
+        capacity = self.max_total_num_tokens
+        return Gauges(
+            running=len(self.running_batch.reqs),
+            queued={int(b): int(n) for b, n in zip(buckets, counts, strict=True)},
+            parked=sum(getattr(r, "slo_parked", 0) > 0 for r in self.waiting_queue),
+            preempted=int((table.output_tokens[rows] > 0).sum()),
+            lost=plan.lost,
+            budget_s=plan.budget_s if np.isfinite(plan.budget_s) else None,
+            chunk_tokens=sum(tokens for _, tokens in plan.prefill),
+            plan_s=self.slo_plan_s,
+            kv={
+                "capacity": capacity,
+                "free": free,
+                "evictable": evictable,
+                "held": capacity - free - evictable,
+            },
+            latency=asdict(self.slo_model.coefficients),
+        )
+
+    def get_internal_state(self, recv_req: Any) -> Any:
+        """SGLang's, with ours under `slo`."""
+        answer = super().get_internal_state(recv_req)
+        if self.slo_on:
+            answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), self.gauges())
+        return answer
 
     def _alive(self, step: NextBatchPlan | None) -> Iterator[Req]:
         found = [self.running_batch, self.last_batch, self.slo_split]

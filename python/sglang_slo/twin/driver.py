@@ -84,7 +84,7 @@ class _Virtual:
     def init_output_streamer(self: Any) -> None:
         super().init_output_streamer()  # type: ignore[misc]
         stock = self.output_streamer
-        fields = {name: getattr(stock, name) for name in stock.__dataclass_fields__}
+        fields = {name: getattr(stock, name) for name in SchedulerOutputStreamer.__dataclass_fields__}
         self.output_streamer = _Output(**fields)
         self.output_streamer.recorder = self.twin_recorder
 

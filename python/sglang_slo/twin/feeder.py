@@ -7,13 +7,14 @@ limits of its class, never its true length.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_slo.core.slo import Slo
+from sglang_slo.runtime.limits import to_wire
 from sglang_slo.twin.recorder import Recorder, request_id
 from sglang_slo.twin.tokens import prompt
 from sglang_slo.twin.workload import Workload
@@ -77,7 +78,7 @@ class Feeder:
         params = SamplingParams(
             max_new_tokens=workload.declared(i),
             temperature=0.0,
-            custom_params={"slo": _slo_param(limits, float(workload.arrival_s[i]))},
+            custom_params={"slo": to_wire(limits, float(workload.arrival_s[i]))},
         )
         params.normalize(None)
         priority = None
@@ -97,17 +98,8 @@ class Feeder:
             token_ids_logprob=None,
             stream=True,
             priority=priority,
-            time_stats=APIServerReqTimeStats(),
+            time_stats=APIServerReqTimeStats(created_time=float(workload.arrival_s[i])),
         )
-
-
-def _slo_param(limits: Slo, received_s: float) -> dict[str, Any]:
-    return {
-        "received_s": received_s,
-        "ttft_ms": None if math.isinf(limits.ttft_s) else limits.ttft_s * 1e3,
-        "tbt_ms": None if math.isinf(limits.tbt_s) else limits.tbt_s * 1e3,
-        "class": limits.slo_class,
-    }
 
 
 def _priorities(limits: list[Slo]) -> list[int]:
