@@ -1,8 +1,8 @@
 """Runs a real SGLang scheduler in virtual time: `run(workload, "stock" | "slo", argv)` -> `RunResult`.
 
 One code path for every scheduler class: a subclass made on the spot replaces the model worker, the request
-receiver, the output, and nothing else; the event loop, the scheduling, the radix cache, the allocator, chunking
-and retraction are the class's own. The clock (`sglang_slo.clock`) is the virtual engine's.
+receiver, the output, and nothing else; the event loop, the scheduling, the radix cache, the allocator,
+chunking and retraction are the class's own. The clock (`sglang_slo.clock`) is the virtual engine's.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sglang_slo.twin.result import RunResult  # noqa: E402
 from sglang_slo.twin.worker import TwinWorker, write_model  # noqa: E402
 from sglang_slo.twin.workload import Workload  # noqa: E402
 
+CONTEXT_STEP = 8192
 SCHEDULERS = ("slo", "stock")
 
 
@@ -59,6 +60,19 @@ class _Refusals:
         """Note a refusal; everything else is nobody's business here."""
         if type(output).__name__ == "AbortReq" and output.rid:
             self._recorder.refused(output.rid)
+
+
+def _launch(self: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
+    """`Scheduler.run_batch` without what serves a device: streams, events, relay buffers, keep-alive copies."""
+    self.forward_ct += 1
+    batch.forward_iter = self.forward_ct
+    batch.launch_ts = time.monotonic()
+    batch.prefill_input_ids_cpu = batch.mix_running_indices = (
+        None  # what resolving the inputs would have consumed
+    )
+    result = self.model_worker.forward_batch_generation(batch)
+    batch.input_ids = None
+    return result
 
 
 class _Virtual:
@@ -166,7 +180,8 @@ def split_flags(argv: list[str], workload: Workload) -> tuple[list[str], SloConf
 def _server_args(argv: list[str], workload: Workload, folder: Path) -> ServerArgs:
     parser = argparse.ArgumentParser(prog="twin", allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
-    fixed = ["--model-path", str(write_model(folder / "model")), "--device", "cpu", "--load-format", "dummy"]
+    model = write_model(folder / "model", _context_tokens(workload))
+    fixed = ["--model-path", str(model), "--device", "cpu", "--load-format", "dummy"]
     fixed += ["--skip-tokenizer-init", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
     fixed += [
         "--max-total-tokens",
@@ -175,11 +190,18 @@ def _server_args(argv: list[str], workload: Workload, folder: Path) -> ServerArg
         str(workload.seed),
     ]
     fixed += ["--log-level", "error", "--grammar-backend", "none", "--watchdog-timeout", "1e9"]
+    fixed += ["--decode-log-interval", "1000000000"]
     if "--chunked-prefill-size" not in argv:
         fixed += ["--chunked-prefill-size", "8192"]  # what stock picks on a GPU of this class
     if "--max-running-requests" not in argv:
         fixed += ["--max-running-requests", "2048"]  # likewise
     return ServerArgs.from_cli_args(parser.parse_args([*fixed, *argv]))
+
+
+def _context_tokens(workload: Workload) -> int:
+    """The model's context: room for the longest declared request, in steps that tell nothing about any one."""
+    longest = max(int(workload.input_tokens[i]) + workload.declared(i) for i in range(len(workload)))
+    return (longest // CONTEXT_STEP + 2) * CONTEXT_STEP
 
 
 def _build(
@@ -192,6 +214,8 @@ def _build(
         base = SloScheduler
     bases = tuple(b for b in (mixin, _Virtual, base) if b is not None)
     virtual = type("Twin" + base.__name__, bases, {"twin_workload": workload, "twin_recorder": recorder})
+    # Below the class under test, which may wrap run_batch: launching is the worker's side of the seam.
+    Scheduler.run_batch = _launch
     torch.set_num_threads(1)
     publish(server_args, role="scheduler")
     built = virtual(server_args, PortArgs.init_new(server_args), 0, 0, 0, 0, 0, 0, None)

@@ -5,9 +5,9 @@
     [== compute n ===========][== compute n+1 ======][== ...
                  | result n-1          | result n: its tokens are out
 
-As in SGLang's overlap loop, pass n+1 is planned and launched while pass n computes, then the loop waits for the
-result of pass n. A pass begins at its launch or at the end of the one before, whichever is later. The clock never
-runs backwards, and only this module moves it.
+As in SGLang's overlap loop, pass n+1 is planned and launched while pass n computes, then the loop waits for
+the result of pass n. A pass begins at its launch or at the end of the one before, whichever is later. The
+clock never runs backwards, and only this module moves it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """In the place of SGLang's request receiver: hands over the requests that have arrived by now.
 
-When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and the
-limits of its class, never its true length.
+When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and
+the limits of its class, never its true length.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Feeder:
         return fresh
 
     def _in_flight(self) -> bool:
-        return bool(self._scheduler.result_queue) or self._scheduler.last_batch is not None
+        return bool(getattr(self._scheduler, "result_queue", ())) or self._scheduler.last_batch is not None
 
     def _held_until(self) -> float:
         # A scheduler may hold requests back until a time of its own: let it look again soon.

@@ -1,7 +1,7 @@
 """Latency profiles by name or path: what the fake worker's time comes from.
 
-A profile is the JSON of `core.latency.LatencyModel`, the same file a server measures and keeps. The shipped ones
-(`data/profiles/`) are roofline models of a device, marked `measured: false`. `meta.schedule_s` and
+A profile is the JSON of `core.latency.LatencyModel`, the same file a server measures and keeps. The shipped
+ones (`data/profiles/`) are roofline models of a device, marked `measured: false`. `meta.schedule_s` and
 `meta.process_s` are the scheduler's own CPU time per iteration before a launch and after a result; the twin
 hides them behind the computation wherever the overlap scheduler does.
 """

@@ -1,7 +1,8 @@
 """Watches a run: what was launched, which tokens came out when, and which request ends with which token.
 
-Everything the result needs is taken from outside the scheduler: from the batches that reach the worker and from
-the requests that reach the output. Memory: token times of live requests only, plus one row per iteration.
+Everything the result needs is taken from outside the scheduler: from the batches that reach the worker and
+from the requests that reach the output. Memory: token times of live requests only, plus one row per
+iteration.
 """
 
 from __future__ import annotations

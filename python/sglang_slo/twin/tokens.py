@@ -1,8 +1,8 @@
 """Prompt token ids: arbitrary, but the same for the same seed, request and position.
 
-Requests without prefix blocks share no token at their start, so the radix cache finds nothing between them. Two
-requests that name the same block at the same place have the same tokens there. Ids are hashed, not stored: a
-prompt exists only while its request lives.
+Requests without prefix blocks share no token at their start, so the radix cache finds nothing between them.
+Two requests that name the same block at the same place have the same tokens there. Ids are hashed, not
+stored: a prompt exists only while its request lives.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The fake model worker: answers each batch at once and tells how long it would have taken.
 
-It is SGLang's own `TpModelWorker` around a one-layer model of a few hundred kilobytes whose weights are never
-used; pools, allocator and attention backend are SGLang's. A batch's tokens are constants, except that a request's
-last token is the end-of-sequence token: true lengths are known here and nowhere else, and are looked at only for
-the token that ends a request.
+It is SGLang's own `TpModelWorker` around a one-layer model of a few hundred kilobytes whose weights are
+never used; pools, allocator and attention backend are SGLang's. A batch's tokens are constants, except that
+a request's last token is the end-of-sequence token: true lengths are known here and nowhere else, and are
+looked at only for the token that ends a request.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
     from sglang_slo.twin.recorder import Recorder
 
-CONTEXT_TOKENS = 131072
 _TOKEN = 5  # what the model always says
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, context_tokens: int) -> Path:
     """Write the configuration of the placeholder model into `folder` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -40,7 +39,7 @@ def write_model(folder: Path) -> Path:
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "head_dim": 16,
-        "max_position_embeddings": CONTEXT_TOKENS,
+        "max_position_embeddings": context_tokens,
         "vocab_size": VOCAB,
         "eos_token_id": EOS_ID,
         "bos_token_id": 1,

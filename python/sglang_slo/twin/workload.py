@@ -2,8 +2,8 @@
 
 A workload is one YAML file (see `data/workloads/`). Its streams come from traces (CSV with arrival_s,
 input_tokens, output_tokens; JSONL in Mooncake's format with prefix blocks), from files of lengths, or from
-distributions; all are merged in order of arrival. The same file and seed give the same requests at every load:
-`load` only compresses time. A fault in a file is reported with file, line and field.
+distributions; all are merged in order of arrival. The same file and seed give the same requests at every
+load: `load` only compresses time. A fault in a file is reported with file, line and field.
 """
 
 from __future__ import annotations
