@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         args.workload, load=args.load, data=args.data, seed=args.seed, max_requests=args.max_requests
     )
     result = driver.run(workload, args.scheduler, rest)
-    print(result.to_json() if args.json else result.to_json())
+    print(result.to_json())
     return 0
 
 

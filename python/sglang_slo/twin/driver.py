@@ -63,13 +63,12 @@ class _Refusals:
 
 
 def _launch(self: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
-    """`Scheduler.run_batch` without what serves a device: streams, events, relay buffers, keep-alive copies."""
+    """`Scheduler.run_batch` without what serves a device: streams, events, relay buffers, copies."""
     self.forward_ct += 1
     batch.forward_iter = self.forward_ct
     batch.launch_ts = time.monotonic()
-    batch.prefill_input_ids_cpu = batch.mix_running_indices = (
-        None  # what resolving the inputs would have consumed
-    )
+    # What resolving the inputs would have consumed:
+    batch.prefill_input_ids_cpu = batch.mix_running_indices = None
     result = self.model_worker.forward_batch_generation(batch)
     batch.input_ids = None
     return result
@@ -199,7 +198,7 @@ def _server_args(argv: list[str], workload: Workload, folder: Path) -> ServerArg
 
 
 def _context_tokens(workload: Workload) -> int:
-    """The model's context: room for the longest declared request, in steps that tell nothing about any one."""
+    """The model's context: room for the longest declared request, in coarse steps."""
     longest = max(int(workload.input_tokens[i]) + workload.declared(i) for i in range(len(workload)))
     return (longest // CONTEXT_STEP + 2) * CONTEXT_STEP
 

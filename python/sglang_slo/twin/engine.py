@@ -19,7 +19,7 @@ from sglang_slo.twin.profiles import cpu_times_s
 
 
 class VirtualEngine:
-    """Keeps `now_s` and `busy_until_s` (end of the last launched pass), seconds since the start of the run."""
+    """Keeps `now_s` and `busy_until_s`, the end of the last launched pass; seconds since the run began."""
 
     def __init__(self, model: LatencyModel, noise_sigma: float = 0.0, seed: int = 0) -> None:
         self.model = model

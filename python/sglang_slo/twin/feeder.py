@@ -78,7 +78,7 @@ class Feeder:
         params = SamplingParams(
             max_new_tokens=workload.declared(i),
             temperature=0.0,
-            custom_params={"slo": to_wire(limits, float(workload.arrival_s[i]))},
+            custom_params={"slo": to_wire(limits, self._arrivals[i])},
         )
         params.normalize(None)
         priority = None
@@ -98,11 +98,11 @@ class Feeder:
             token_ids_logprob=None,
             stream=True,
             priority=priority,
-            time_stats=APIServerReqTimeStats(created_time=float(workload.arrival_s[i])),
+            time_stats=APIServerReqTimeStats(),
         )
 
 
 def _priorities(limits: list[Slo]) -> list[int]:
-    """What a careful operator of stock SGLang would set: the class with the shorter first-token limit goes first."""
+    """What a careful operator of stock SGLang would set: the shorter the first-token limit, the higher."""
     order = sorted({s.ttft_s for s in limits}, reverse=True)
     return [order.index(s.ttft_s) for s in limits]

@@ -60,7 +60,7 @@ class Recorder:
         self.ended = 0  # requests that finished or were refused
         self.prefill_tokens = 0
         self.recompute_tokens = 0
-        self._rows = {name: array(code) for name, code in _COLUMNS.items()}
+        self._rows: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
         self._true_total = (workload.input_tokens + workload.output_tokens).tolist()
         self._token_times: dict[str, array[float]] = {}
         self._computed: dict[

@@ -54,7 +54,7 @@ class WorkloadError(ValueError):
 
 @dataclass(frozen=True)
 class Stream:
-    """Arrivals of one stream, in order. All arrays [n]; `blocks[i]`: prefix block ids of request i, or None."""
+    """Arrivals of one stream, in order. Arrays [n]; `blocks[i]`: prefix block ids of request i, or None."""
 
     arrival_s: NDArray[np.float64]
     input_tokens: NDArray[np.int64]
@@ -201,13 +201,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _number(
     raw: dict[str, Any], field: str, where: Path | str, default: float | None = None, whole: bool = False
-) -> float:
-    value = raw.get(field, default)
+) -> Any:
+    value: Any = raw.get(field, default)
     ok = isinstance(value, int) if whole else isinstance(value, int | float)
-    if not ok or isinstance(value, bool) or not math.isfinite(value) or value < 0:  # type: ignore[arg-type]
+    if not ok or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         kind = "a whole number" if whole else "a number"
         raise WorkloadError(f"{where}: {field}: need {kind} of at least 0, got {value!r}")
-    return value  # type: ignore[return-value]
+    return value
 
 
 def _declared(raw: dict[str, Any], path: Path) -> int | None:
@@ -357,7 +357,7 @@ def _generate(
     cv = _number(arrivals, "cv", f"{where}.arrivals", default=1.0) if "gamma_rps" in arrivals else 1.0
     if rate <= 0 or cv <= 0:
         raise WorkloadError(f"{where}.arrivals: rates and cv must be above 0")
-    # `limit` arrivals of each stream are enough for the first `limit` of all; else a horizon's worth and more.
+    # `limit` arrivals of each stream are enough for the first `limit` of all; else a horizon's worth.
     count = (
         limit if math.isinf(horizon_s) and limit else int(rate * horizon_s * (1.5 + cv) + 20 * cv * cv + 50)
     )
@@ -410,7 +410,7 @@ def _lengths(
 
 
 def _draw(spec: Any, where: str, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
-    """Lengths from `{lognormal: [mu, sigma]}` (natural log), `{uniform: [low, high]}` or `{fixed: k}`; at least 1."""
+    """At least 1, from `{lognormal: [mu, sigma]}` (natural log), `{uniform: [low, high]}` or `{fixed: k}`."""
     if isinstance(spec, dict) and len(spec) == 1:
         kind, args = next(iter(spec.items()))
         values = args if isinstance(args, list) else [args]
