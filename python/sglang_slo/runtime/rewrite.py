@@ -29,7 +29,9 @@ def rewrite(body: bytes, headers: Limits, native: bool, config: SloConfig) -> by
         return body
     try:
         request = json.loads(body, object_pairs_hook=_pairs) if spoken else orjson.loads(body)
-    except (ValueError, RecursionError):
+    except LimitError:
+        raise
+    except (ValueError, RecursionError):  # not JSON
         return body
     if not isinstance(request, dict):
         return body
