@@ -83,7 +83,7 @@ TABLE = (
     ),
     Row("--max-queued-requests", HONOURED, "SGLang refuses at the door, before ours sees the request"),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
-    Row("--tp, --dp, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
+    Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
     # -- ways in that bypass the HTTP side
     Row(
         "SGLANG_RUST_SERVER=1",
@@ -104,7 +104,7 @@ TABLE = (
     ),
     # -- modes that ours does not cover yet
     Row("--speculative-algorithm", STOCK, "a step makes several tokens", _is("speculative_algorithm")),
-    Row("--pp > 1", STOCK, "several batches are in flight", _is("pp_size", 1)),
+    Row("--pp-size > 1", STOCK, "several batches are in flight", _is("pp_size", 1)),
     Row(
         "--disaggregation-mode prefill/decode",
         STOCK,

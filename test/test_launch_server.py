@@ -1,0 +1,109 @@
+"""The front door: which flags are ours, and what is filled in when a flag is left out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_slo import launch_server
+from sglang_slo.cli import COMMANDS
+from sglang_slo.cli import main as cli
+
+OMP = "SGLANG_CPU_OMP_THREADS_BIND"
+
+
+@pytest.fixture(autouse=True)
+def a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_SLO_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("sglang_slo.runtime.demo_model.demo_model_path", lambda: tmp_path / "demo")
+
+
+def test_our_flags_are_taken_and_sglangs_are_passed_on() -> None:
+    argv = ["--model-path", "m", "--slo-ttft-ms", "500", "--tp", "2", "--slo-park=off"]
+    config, rest = launch_server.read_slo_flags(argv)
+    assert (config.ttft_ms, config.park) == (500, False)
+    assert rest == ["--model-path", "m", "--tp", "2"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--slo-ttft", "5"], "--slo-ttft"),
+        (["--slo-ttft-ms", "-5"], "slo-ttft-ms"),
+        (["--slo-tbt-ms", "nan"], "slo-tbt-ms"),
+        (["--slo-policy", "maybe"], "--slo-policy"),
+        (["--slo-default-class", "gold"], "slo-default-class"),
+        (["--slo-config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_an_unusable_setting_ends_with_its_name(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        launch_server.read_slo_flags(argv)
+    assert end.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_without_a_model_the_demo_model_is_served_and_said_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch_server, "_has_cuda", lambda: False)
+    argv = launch_server.with_defaults(["--max-total-tokens", "99"])
+    assert argv == ["--max-total-tokens", "99", "--model-path", str(tmp_path / "demo"), "--dtype", "float32"]
+    assert "random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [["--model-path", "m"], ["--model=m"], ["m"]])
+def test_a_named_model_is_served_as_it_is(model: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_server, "_has_cuda", lambda: False)
+    expected = ["--model-path", "m"] if model == ["m"] else model
+    assert launch_server.with_defaults(model) == expected
+
+
+def test_a_model_in_sglangs_own_config_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_server, "_has_cuda", lambda: True)
+    file = tmp_path / "sglang.yaml"
+    file.write_text("model-path: m\nattention_backend: triton\n")
+    argv = ["--config", str(file)]
+    assert launch_server.with_defaults(argv) == argv
+
+
+def test_on_cuda_flashinfer_is_the_default_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_server, "_has_cuda", lambda: True)
+    assert launch_server.with_defaults(["--model=m"])[-2:] == ["--attention-backend", "flashinfer"]
+    for flag in ("--attention-backend=fa3", "--prefill-attention-backend=fa3"):
+        assert launch_server.with_defaults(["--model=m", flag]) == ["--model=m", flag]
+
+
+@pytest.mark.parametrize(("cores", "ranks", "shares"), [(4, 2, "0,1|2,3"), (3, 2, "0|1,2"), (1, 2, "0|0")])
+def test_on_a_cpu_the_ranks_share_the_cores(
+    cores: int, ranks: int, shares: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OMP, "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    launch_server.bind_cpus(SimpleNamespace(device="cpu", tp_size=ranks))
+    assert os.environ[OMP] == shares
+
+
+def test_contradicting_flags_end_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang_slo.runtime.flags.refusals", lambda args, config: ["--x: because"])
+    with pytest.raises(SystemExit, match="--x: because"):
+        launch_server.say_how_it_runs(None, launch_server.SloConfig())
+
+
+def test_the_command_lists_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli(["nonsense"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and all(name in said for name in COMMANDS)
+
+
+def test_the_command_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(launch_server, "main", seen.append)
+    cli(["serve", "--tp", "2"])
+    assert seen == [["--tp", "2"]]
