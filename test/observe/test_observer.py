@@ -40,7 +40,7 @@ def test_snapshot_travels_between_processes_and_as_json() -> None:
     observer = make_observer()
     observer.arrived(CHAT, 1.0)
     observer.finished(make_record(0.1, (0.01,), CHAT, parked=1, lost=True), 2.0)
-    snapshot = observer.snapshot(3.0, busy_gauges())
+    snapshot = observer.snapshot(3.0, busy_gauges)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot)) == snapshot
     assert json.loads(json.dumps(snapshot, allow_nan=False)) == snapshot
     assert snapshot["now"]["queued"] == {"0": 2, "31": 5}

@@ -152,7 +152,7 @@ class Metrics:
                 self._set(name, value, slo_class=slo_class, window=window)
 
     def gauges(self, gauges: Gauges) -> None:
-        """Set the gauges of the scheduler's state; a bucket that is gone drops to 0."""
+        """Set the gauges of the scheduler's state; an empty queue is 0, a figure that is gone is NaN."""
         for name, value in {
             "running": gauges.running,
             "parked_now": gauges.parked,
@@ -163,19 +163,19 @@ class Metrics:
             "plan_seconds": gauges.plan_s,
         }.items():
             self._set(name, value)
-        self._mapped("queue", "bucket", gauges.queued)
+        self._mapped("queue", "bucket", gauges.queued, gone=0.0)
         self._mapped("kv_tokens", "figure", gauges.kv)
         self._mapped("latency_model", "figure", gauges.latency)
         spare = gauges.headroom.items()
         self._mapped("headroom_tokens_per_s", "bucket", {bucket: h.tokens_per_s for bucket, h in spare})
         self._mapped("headroom_kv_tokens", "bucket", {bucket: h.kv_tokens for bucket, h in spare})
 
-    def _mapped(self, name: str, label: str, values: Mapping[Any, float]) -> None:
+    def _mapped(self, name: str, label: str, values: Mapping[Any, float], gone: float = math.nan) -> None:
         current = {str(key): float(value) for key, value in values.items()}
         known = self._keys.setdefault(name, set())
         known.update(current)
         for key in known:
-            self._set(name, current.get(key, 0.0), **{label: key})
+            self._set(name, current.get(key, gone), **{label: key})
 
     def _set(self, name: str, value: float, **labels: str) -> None:
         self._gauges[name].labels(**self._labels, **labels).set(value)

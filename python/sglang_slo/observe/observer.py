@@ -142,7 +142,7 @@ class Observer:
             self._metrics.count("log_rows_lost", self._log.lost_rows - self._log_rows_lost)
             self._log_rows_lost = self._log.lost_rows
 
-    def snapshot(self, now_s: float, gauges: Gauges | None = None) -> dict[str, Any]:
+    def snapshot(self, now_s: float, gauges: Callable[[], Gauges] | None = None) -> dict[str, Any]:
         """Everything known, as JSON values with text keys (`/slo/status`, one per replica). Never raises."""
         return self._snapshot(now_s, gauges) or {
             "policy": self._config.policy,
@@ -150,7 +150,7 @@ class Observer:
         }
 
     @_harmless
-    def _snapshot(self, now_s: float, gauges: Gauges | None) -> dict[str, Any]:
+    def _snapshot(self, now_s: float, gauges: Callable[[], Gauges] | None) -> dict[str, Any]:
         return {
             "policy": self._config.policy,
             "version": __version__,
@@ -158,7 +158,7 @@ class Observer:
             "uptime_s": round(now_s - self._start_s, 3),
             "windows": self._windows.report(now_s),
             "totals": dict(sorted(self._totals.items())),
-            "now": None if gauges is None else gauges.plain(),
+            "now": None if gauges is None else gauges().plain(),
             "fallbacks": {"count": self._fallbacks.count, "last": self._last_fallback},
             "observer_errors": self.trouble.count,
             "request_log_rows_lost": self._log.lost_rows if self._log else 0,

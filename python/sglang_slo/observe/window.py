@@ -17,6 +17,7 @@ from sglang_slo.observe.quantiles import Bins, bin_of, quantiles_s
 
 WINDOWS_S = {"1m": (60.0, 1.0), "5m": (300.0, 5.0), "1h": (3600.0, 60.0)}  # name: length, slot
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+LEAST_ELAPSED_S = 1.0  # rates of a server just started are over this much at least
 MAX_CLASSES = 64
 ALL_CLASSES, OTHER_CLASSES = "(all)", "(other)"
 
@@ -99,7 +100,7 @@ class SlidingWindow:
     def report(self, now_s: float) -> dict[str, dict[str, object]]:
         """Figures per class, and of all classes together under `ALL_CLASSES`."""
         self._advance(now_s)
-        elapsed_s = min(max(self._now_s - self._start_s, self._slot_s), self._length * self._slot_s)
+        elapsed_s = min(max(self._now_s - self._start_s, LEAST_ELAPSED_S), self._length * self._slot_s)
         everyone = Tally()
         for tally in self._total.values():
             everyone.add(tally)

@@ -20,13 +20,17 @@ WORKER_APP = "sglang_slo.runtime.http_worker:app"
 
 
 def prepare(app: Any, config: SloConfig) -> None:
-    """Add the ingress, behind authentication and decompression, and our routes to the app. Idempotent."""
+    """Put our routes into SGLang's FastAPI app, and the ingress behind authentication and decompression.
+
+    With policy `off` the status route only, which says so. Idempotent.
+    """
     from starlette.middleware import Middleware
 
-    if any(m.cls is Ingress for m in app.user_middleware):
-        return
-    app.user_middleware.append(Middleware(Ingress, config=config))
     add_routes(app)
+    if config.policy == "off":
+        return
+    if not any(m.cls is Ingress for m in app.user_middleware):
+        app.user_middleware.append(Middleware(Ingress, config=config))
 
 
 def serve_with_deadlines(serve: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

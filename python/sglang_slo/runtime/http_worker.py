@@ -10,5 +10,5 @@ __all__ = ["app"]
 
 load_plugins()  # SGLang does so in the process that starts the workers, not in them
 _config = SloConfig.from_env()
-if _config is not None and _config.policy == "slo":
+if _config is not None:
     prepare(app, _config)

@@ -42,27 +42,39 @@ def no_gpu() -> bool:
     return not any(device is not None and device.is_available() for device in others)
 
 
-def switched_on() -> bool:
-    """True if our scheduler was asked for. Ends the process on unusable settings."""
+def settings() -> SloConfig | None:
+    """The settings this process was started with, None without. Ends the process on unusable ones."""
     try:
-        config = SloConfig.from_env()
+        return SloConfig.from_env()
     except (TypeError, ValueError) as error:
         # SGLang logs a plugin's exception and goes on without it: what was asked for would be lost.
         raise SystemExit(f"{ENV}: {error}") from error
+
+
+def switched_on() -> bool:
+    """True if our scheduler was asked for."""
+    config = settings()
     return config is not None and config.policy == "slo"
 
 
 def register() -> None:
-    """Our scheduler in SGLang's place and the ingress before its endpoints, if switched on."""
-    if not switched_on():
+    """Our scheduler in SGLang's place and the ingress before its endpoints, if switched on.
+
+    With policy `off` only the status route, which says so.
+    """
+    if settings() is None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if _may_serve_http():
-        from sglang_slo.observe import answers
         from sglang_slo.runtime.http_app import serve_with_deadlines
 
         HookRegistry.register(HTTP_SERVER, serve_with_deadlines, HookType.AROUND)
+    if not switched_on():
+        return
+    if _may_serve_http():
+        from sglang_slo.observe import answers
+
         answers.install()
     from sglang_slo.runtime.scheduler import SloScheduler
 

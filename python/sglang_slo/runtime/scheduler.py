@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,6 @@ from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
 from sglang_slo.core.reservation import ForecastLedger, Ledger, StockLedger
 from sglang_slo.core.slo import BEST_EFFORT
-from sglang_slo.observe.gauges import Gauges
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.admission import PlannedAdder
@@ -34,6 +32,7 @@ from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
 from sglang_slo.runtime.shape import batch_shape
+from sglang_slo.runtime.state import gauges
 from sglang_slo.runtime.tick import Tick, TickReceiver
 
 logger = logging.getLogger(__name__)
@@ -324,7 +323,7 @@ class SloScheduler(stock.Scheduler):
             self.slo_book.tokens_out(batch.reqs)
             now = clock.now()
             self.slo_ended.append((batch.forward_iter, now))
-            self.slo_observer.refresh(now, self.gauges)
+            self.slo_observer.refresh(now, partial(gauges, self))
 
     def abort_request(self, recv_req: Any) -> None:
         """SGLang's abort; rows of requests that were only waiting end at once."""
@@ -340,36 +339,17 @@ class SloScheduler(stock.Scheduler):
 
     # -- report
 
-    def gauges(self) -> Gauges:
-        """The scheduler at this moment, for `/slo/status` and Prometheus."""
-        plan, table = self.slo_plan or IterationPlan(), self.slo_book.table
-        rows = self.slo_book.rows(self.waiting_queue)
-        buckets, counts = np.unique(table.bucket[rows], return_counts=True)
-        free, evictable = self.token_to_kv_pool_allocator.available_size(), self.tree_cache.evictable_size()
-        capacity = self.max_total_num_tokens
-        return Gauges(
-            running=len(self.running_batch.reqs),
-            queued={int(b): int(n) for b, n in zip(buckets, counts, strict=True)},
-            parked=sum(getattr(r, "slo_parked", 0) > 0 for r in self.waiting_queue),
-            preempted=int((table.output_tokens[rows] > 0).sum()),
-            lost=plan.lost,
-            budget_s=plan.budget_s if np.isfinite(plan.budget_s) else None,
-            chunk_tokens=sum(tokens for _, tokens in plan.prefill),
-            plan_s=self.slo_plan_s,
-            kv={
-                "capacity": capacity,
-                "free": free,
-                "evictable": evictable,
-                "held": capacity - free - evictable,
-            },
-            latency=asdict(self.slo_model.coefficients),
-        )
+    def on_idle(self) -> None:
+        """SGLang's housekeeping; the windows of the metrics go on sliding."""
+        super().on_idle()
+        if self.slo_on:
+            self.slo_observer.refresh(clock.now(), partial(gauges, self))
 
     def get_internal_state(self, recv_req: Any) -> Any:
         """SGLang's, with ours under `slo`."""
         answer = super().get_internal_state(recv_req)
         if self.slo_on:
-            answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), self.gauges())
+            answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), partial(gauges, self))
         return answer
 
     def _alive(self, step: NextBatchPlan | None) -> Iterator[Req]:

@@ -1,0 +1,172 @@
+"""A real server says of each request whether its promise was kept: to its client and to operators."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+pytestmark = pytest.mark.server
+
+PARAMS = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
+CLASSES = "classes:\n  easy: {ttft_ms: 600000, tbt_ms: 600000}\n  hopeless: {ttft_ms: 0.001, tbt_ms: 0.001}\n"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("observe") / "requests.jsonl"
+
+
+@pytest.fixture(scope="module")
+def url(log: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    classes = log.with_name("slo.yaml")
+    classes.write_text(CLASSES)
+    flags = [
+        "--port",
+        str(port),
+        "--enable-metrics",
+        "--slo-request-log",
+        str(log),
+        "--slo-config",
+        str(classes),
+    ]
+    with log.with_name("server.log").open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "sglang_slo.launch_server", *flags], stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        yield wait_until_up(f"http://127.0.0.1:{port}", server, log.with_name("server.log"))
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait_until_up(url: str, server: subprocess.Popen[bytes], out: Path) -> str:
+    for _ in range(300):
+        assert server.poll() is None, out.read_text()[-3000:]
+        try:
+            if requests.get(url + "/health_generate", timeout=20).ok:
+                return url
+        except requests.RequestException:
+            pass
+        time.sleep(1)
+    raise AssertionError(out.read_text()[-3000:])
+
+
+def generate(url: str, slo_class: str | None, **body: Any) -> Any:
+    headers = {"x-slo-class": slo_class} if slo_class else {}
+    answer = requests.post(
+        url + "/generate", json={"sampling_params": PARAMS, **body}, headers=headers, timeout=120
+    )
+    answer.raise_for_status()
+    return answer.json()
+
+
+def status(url: str) -> dict[str, Any]:
+    time.sleep(0.6)  # the answer is kept for half a second
+    found: dict[str, Any] = requests.get(url + "/slo/status", timeout=20).json()
+    return found
+
+
+def test_answer_carries_its_verdict_and_an_untouched_finish_reason(url: str) -> None:
+    easy = generate(url, "easy", text="hello")["meta_info"]
+    hopeless = generate(url, "hopeless", text="hello")["meta_info"]
+    assert (easy["slo"]["class"], easy["slo"]["attained"], easy["slo"]["missed"]) == ("easy", True, None)
+    assert (hopeless["slo"]["attained"], hopeless["slo"]["missed"]) == (False, "both")
+    assert hopeless["slo"]["unattainable"]
+    assert easy["slo"]["ttft_ms"] > 0 and easy["slo"]["tbt_p99_ms"] >= easy["slo"]["tpot_ms"] > 0
+    assert easy["finish_reason"] == {"type": "length", "length": 12}
+
+
+def test_each_of_a_batch_has_its_own_verdict(url: str) -> None:
+    answers = generate(url, "easy", text=["one", "two and more"])
+    assert [a["meta_info"]["slo"]["attained"] for a in answers] == [True, True]
+
+
+def test_streamed_answer_has_its_verdict_in_the_last_chunk_only(url: str) -> None:
+    answer = requests.post(
+        url + "/generate",
+        json={"text": "hello", "sampling_params": PARAMS, "stream": True},
+        headers={"x-slo-class": "easy"},
+        stream=True,
+        timeout=120,
+    )
+    chunks = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith(b"data: {")]
+    assert len(chunks) > 2
+    assert ["slo" in chunk["meta_info"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_best_effort_request_is_told_that_nothing_was_promised(url: str) -> None:
+    told = generate(url, None, text="hello")["meta_info"]["slo"]
+    assert (told["attained"], told["ttft_limit_ms"], told["tbt_limit_ms"]) == (True, None, None)
+
+
+def test_status_counts_what_clients_were_told(url: str) -> None:
+    before = status(url)["windows"]["1h"].get("easy", {"attained": 0, "judged": 0})
+    told = [generate(url, "easy", text="hello")["meta_info"]["slo"]["attained"] for _ in range(3)]
+    after = status(url)
+    assert after["policy"] == "slo"
+    assert after["windows"]["1h"]["easy"]["judged"] - before["judged"] == 3
+    assert after["windows"]["1h"]["easy"]["attained"] - before["attained"] == sum(told)
+    (replica,) = after["replicas"]
+    assert replica["observer_errors"] == 0
+    assert replica["now"]["kv"]["capacity"] >= replica["now"]["kv"]["free"] > 0
+    assert replica["fallbacks"] == {"count": 0, "last": None}
+
+
+def test_client_that_leaves_is_counted_and_nothing_stays_running(url: str) -> None:
+    before = status(url)["replicas"][0]["totals"]["finished"]
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            url + "/generate",
+            json={"text": "hello", "sampling_params": {**PARAMS, "max_new_tokens": 8000}},
+            headers={"x-slo-class": "easy"},
+            timeout=1.5,
+        )
+    for _ in range(60):
+        replica = status(url)["replicas"][0]
+        if replica["totals"]["finished"] == before + 1:
+            break
+        time.sleep(1)
+    assert replica["totals"]["finished"] == before + 1
+    assert replica["totals"]["missed_aborted"] >= 1
+    assert replica["now"]["running"] == 0
+
+
+def test_metrics_stand_beside_sglangs_own(url: str) -> None:
+    generate(url, "easy", text="hello")
+    lines = requests.get(url + "/metrics", timeout=20).text.splitlines()
+    ours = [line for line in lines if line.startswith("sglang_slo:attained_total{")]
+    assert any('slo_class="easy"' in line and 'tp_rank="0"' in line for line in ours)
+    assert any(line.startswith("sglang:num_running_reqs{") for line in lines)
+    assert any(line.startswith("sglang_slo:headroom_tokens_per_s{") for line in lines)
+
+
+def test_page_is_served(url: str) -> None:
+    assert "<title>sglang-slo</title>" in requests.get(url + "/slo", timeout=20).text
+
+
+def test_log_has_a_row_for_each_finished_request_and_no_prompt(url: str, log: Path) -> None:
+    generate(url, "easy", text="a prompt to be kept private")
+    finished = status(url)["replicas"][0]["totals"]["finished"]
+    for _ in range(50):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        if len(rows) == finished:
+            break
+        time.sleep(0.2)
+    assert len(rows) == finished
+    assert all(
+        {"features", "output_tokens", "prompt_tokens", "class", "attained"} <= row.keys() for row in rows
+    )
+    assert "private" not in log.read_text()
