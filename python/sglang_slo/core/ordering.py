@@ -70,9 +70,16 @@ class LostLine:
         """Tokens that were prefilled for lost requests; leftovers beyond the credit are free."""
         self.credit_tokens = max(self.credit_tokens - tokens, 0.0)
 
-    def due(self, need_tokens: int, iteration_tokens: int) -> bool:
-        """True once the head of the line has earned its next chunk: its need, or a whole iteration's worth."""
-        return self.share > 0 and self.credit_tokens >= min(need_tokens, iteration_tokens, self.cap_tokens)
+    def turns(self, need_tokens: np.ndarray, iteration_tokens: int) -> int:
+        """How many at the head of the line have earned their next prefill; `need_tokens` int[n], in line order.
+
+        As many as the credit pays for; the first one also once it has earned a whole iteration's worth, as more
+        than that cannot be given to it at once.
+        """
+        if self.share <= 0 or self.credit_tokens <= 0 or not len(need_tokens):
+            return 0
+        paid = int(np.searchsorted(np.cumsum(need_tokens), self.credit_tokens, side="right"))
+        return max(paid, int(self.credit_tokens >= min(iteration_tokens, self.cap_tokens)))
 
 
 @dataclass(frozen=True, slots=True)

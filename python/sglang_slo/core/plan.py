@@ -23,6 +23,7 @@ from sglang_slo.core.table import RequestTable
 
 NO_ROWS = np.zeros(0, np.int64)
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
+MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
 LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
 MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
 
@@ -138,17 +139,15 @@ class Planner:
         return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
 
     def _line(self, view: View, budget: Budget, ranking: Ranking) -> list[int]:
-        """Rows in order of service. The lost go behind the winnable, but for the one that has earned its turn."""
+        """Rows in order of service. The lost go behind the winnable, but for those that have earned their turn."""
         winnable, lost = ranking.winnable_rows, ranking.lost_rows
         if self.config.packing == "dual":
             winnable = packing.pack(view, budget, winnable)
-        if not len(lost):
-            return winnable.tolist()
-        head = lost[0]
-        need = int(view.table.prefill_tokens(lost[:1])[0])
-        if len(winnable) and self.lost.due(need, budget.tokens(view.model)):
-            return [int(head), *winnable.tolist(), *lost[1:].tolist()]
-        return [*winnable.tolist(), *lost.tolist()]
+        turns = 0
+        if len(lost) and len(winnable):
+            needs = view.table.prefill_tokens(lost[:MOST_TURNS])
+            turns = self.lost.turns(needs, budget.tokens(view.model))
+        return [*lost[:turns].tolist(), *winnable.tolist(), *lost[turns:].tolist()]
 
     def _account_lost(self, ranking: Ranking, filling: Filling) -> None:
         lost = set(ranking.lost_rows.tolist())

@@ -1,0 +1,84 @@
+"""Allowances, who sits out, and the form of an iteration."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_slo.core.chunking import allowances_s, choose_decodes, iteration_budget
+from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
+
+MODEL = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
+
+
+def test_allowance_counts_from_the_end_of_the_iteration_in_flight() -> None:
+    got = allowances_s(np.array([10.0]), np.array([0.05]), base_s=10.01, margin=0.1)
+    np.testing.assert_allclose(got, [0.035])
+
+
+def test_everyone_decodes_when_all_fit() -> None:
+    choice = choose_decodes(np.array([0.02, 0.5]), np.array([1000, 1000]), MODEL, True)
+    assert choice.positions is None
+    assert choice.requests == 2
+
+
+def test_a_tight_decode_lives_beside_a_hundred_long_ones() -> None:
+    allowance = np.array([0.5] * 100 + [0.025])
+    contexts = np.array([30_000] * 100 + [500])
+    assert MODEL.iteration_s(decode_shape(101, int(contexts.sum()))) > 0.025
+    choice = choose_decodes(allowance, contexts, MODEL, True)
+    assert choice.positions is not None and choice.positions[0] == 100
+    assert 1 < choice.requests < 101
+    assert MODEL.iteration_s(choice.shape) <= 0.025
+
+
+@given(st.integers(2, 60), st.floats(0.02, 0.1), st.integers(1000, 40_000))
+def test_whoever_sits_out_comes_first_before_its_own_limit(n: int, limit: float, context: int) -> None:
+    """Run the rule: the waits of loose requests stay within their limit plus one iteration, while that is possible."""
+    tbt = np.array([limit] + [0.5] * n)
+    contexts = np.array([500] + [context] * n)
+    cost = MODEL.coefficients.c_kv * context * n / 0.5 + 5e-3 / limit
+    if cost > 0.8:  # beyond what any order could keep
+        return
+    last, now, worst = np.zeros(n + 1), 0.0, np.zeros(n + 1)
+    for _ in range(200):
+        allowance = allowances_s(last, tbt, now, 0.05)
+        choice = choose_decodes(allowance, contexts, MODEL, True)
+        took = MODEL.iteration_s(choice.shape)
+        now += took
+        who = np.arange(n + 1) if choice.positions is None else choice.positions
+        worst[who] = np.maximum(worst[who], now - last[who])
+        last[who] = now
+    assert (worst <= tbt + 0.01).all()
+
+
+def test_nobody_decoding_is_bounded_by_the_cap() -> None:
+    budget = iteration_budget(None, MODEL, 0.2, "auto", 10_000)
+    assert not budget.mixed
+    assert MODEL.iteration_s(budget.base.with_chunk(0, budget.tokens(MODEL))) <= 0.2
+
+
+@given(st.integers(1, 64), st.integers(100, 20_000), st.floats(0.012, 0.2), st.integers(1, 20_000))
+def test_neither_form_lets_the_decodes_pass_their_allowance(
+    n: int, context: int, allowance: float, backlog: int
+) -> None:
+    choice = choose_decodes(np.full(n, allowance), np.full(n, context), MODEL, False)
+    budget = iteration_budget(choice, MODEL, 1.0, "auto", backlog)
+    chunk = min(budget.tokens(MODEL), backlog)
+    if chunk == 0:
+        return
+    took = MODEL.iteration_s(budget.base.with_chunk(0, chunk))
+    if not budget.mixed:
+        took += MODEL.iteration_s(choice.shape)
+    assert took <= allowance + 1e-9
+
+
+def test_mixing_is_chosen_where_it_lets_more_through() -> None:
+    choice = choose_decodes(np.full(8, 0.03), np.full(8, 1000), MODEL, True)
+    assert iteration_budget(choice, MODEL, 1.0, "auto", 10_000).mixed
+    slow_mix = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 0.0, 33e-9))
+    many = choose_decodes(np.full(400, 0.06), np.full(400, 10), slow_mix, True)
+    forms = {m: iteration_budget(many, slow_mix, 1.0, m, 10_000) for m in ("always", "never")}
+    most = max(f.tokens(slow_mix) for f in forms.values())
+    assert iteration_budget(many, slow_mix, 1.0, "auto", 10_000).tokens(slow_mix) == most

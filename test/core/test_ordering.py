@@ -1,0 +1,86 @@
+"""The winnable set is the largest that can be in time; the lost keep their share."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_slo.core.ordering import LostLine, slack_order, winnable
+
+jobs = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0.1, 10)), min_size=0, max_size=7)
+
+
+def _in_time(works: list[float], deadlines: list[float]) -> bool:
+    order = sorted(range(len(works)), key=lambda i: deadlines[i])
+    end = np.cumsum([works[i] for i in order])
+    return all(e <= deadlines[i] + 1e-9 for e, i in zip(end, order, strict=True))
+
+
+@given(jobs)
+def test_no_larger_set_of_jobs_is_in_time(pairs: list[tuple[float, float]]) -> None:
+    pairs.sort(key=lambda p: p[1])
+    works, deadlines = [p[0] for p in pairs], [p[1] for p in pairs]
+    keep = winnable(np.array(deadlines), np.array(works), 0.0)
+    kept = np.flatnonzero(keep)
+    assert _in_time([works[i] for i in kept], [deadlines[i] for i in kept])
+    for larger in itertools.combinations(range(len(pairs)), len(kept) + 1):
+        assert not _in_time([works[i] for i in larger], [deadlines[i] for i in larger])
+
+
+def test_largest_job_is_given_up_for_two_small_ones() -> None:
+    keep = winnable(np.array([3.0, 3.1, 3.2]), np.array([2.5, 1.0, 1.0]), 0.0)
+    assert keep.tolist() == [False, True, True]
+
+
+def test_a_job_that_is_late_even_alone_is_never_kept() -> None:
+    assert winnable(np.array([1.0]), np.array([1.5]), 0.0).tolist() == [False]
+
+
+@given(jobs, st.integers(0, 3))
+def test_every_waiting_request_is_in_exactly_one_line(
+    pairs: list[tuple[float, float]], best_effort: int
+) -> None:
+    deadlines = np.array([p[1] for p in pairs] + [np.inf] * best_effort)
+    works = np.array([p[0] for p in pairs] + [1.0] * best_effort)
+    rows = np.arange(len(works)) + 100
+    ranking = slack_order(rows, deadlines, works, rows, 0.0)
+    both = np.concatenate([ranking.winnable_rows, ranking.lost_rows])
+    assert sorted(both.tolist()) == rows.tolist()
+    assert (np.diff(deadlines[ranking.winnable_rows - 100]) >= 0).all()
+    assert (np.diff(ranking.lost_rows) > 0).all(), "the lost are served first come, first served"
+
+
+def test_requests_without_a_limit_wait_with_the_lost() -> None:
+    rows = np.array([1, 2])
+    ranking = slack_order(rows, np.array([np.inf, 5.0]), np.array([1.0, 1.0]), rows, 0.0)
+    assert ranking.lost_rows.tolist() == [1]
+
+
+@given(st.lists(st.integers(64, 4096), min_size=50, max_size=200), st.integers(1, 3000))
+def test_the_lost_get_their_share_of_all_tokens(iterations: list[int], need: int) -> None:
+    line, served, total, queue = LostLine(0.05), 0, 0, []
+    for tokens in iterations:
+        total += tokens
+        queue += [need] * (-(-tokens // need))  # there is always more waiting
+        mine, room = 0, tokens
+        for _ in range(line.turns(np.array(queue), tokens)):
+            piece = min(queue[0], room)
+            mine, room = mine + piece, room - piece
+            queue[0] -= piece
+            if queue[0] > 0:
+                break
+            queue.pop(0)
+        line.earn(tokens, True)
+        line.spend(mine)
+        served += mine
+    slack = need + max(iterations) + 1
+    assert 0.05 * total - slack <= served <= 0.05 * total + slack
+
+
+def test_nothing_is_earned_while_nobody_lost_waits() -> None:
+    line = LostLine(0.05)
+    line.earn(100_000, waiting=False)
+    assert line.turns(np.array([1]), 1) == 0

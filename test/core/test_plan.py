@@ -1,0 +1,235 @@
+"""What a plan may and may not do, and how long anyone can be made to wait. A toy device executes the plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_slo.config import SloConfig
+from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
+from sglang_slo.core.plan import IterationPlan, Planner, View
+from sglang_slo.core.reservation import ForecastLedger
+from sglang_slo.core.slo import Slo
+from sglang_slo.core.table import RequestTable
+
+MODEL = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
+CAPACITY = 200_000
+EMPTY = np.zeros(0, np.int64)
+
+
+class Device:
+    """Runs plans: one request table, one pool, time as the model says. Each request writes `output` tokens."""
+
+    def __init__(self, config: SloConfig | None = None, capacity: int = CAPACITY) -> None:
+        self.table, self.planner = RequestTable(4), Planner(config or SloConfig())
+        self.now, self.capacity = 0.0, capacity
+        self.waiting: list[int] = []
+        self.running: list[int] = []
+        self.output: dict[int, int] = {}
+        self.first: dict[int, float] = {}
+        self.cut = -1
+        self.worst_gap_share = 0.0
+
+    def arrive(self, slo: Slo, prompt: int, output: int = 4) -> int:
+        row = self.table.add(slo, self.now, prompt, output)
+        self.waiting.append(row)
+        self.output[row] = output
+        return row
+
+    def view(self) -> View:
+        table, running = self.table, np.array(self.running, np.int64)
+        cut = [self.cut] if self.cut >= 0 else []
+        rows = np.concatenate([running, np.array(cut, np.int64)])
+        used = int(table.context_tokens(running).sum() + table.history_tokens[np.array(cut, np.int64)].sum())
+        return View(
+            table=table,
+            decoding=running,
+            waiting=np.array(self.waiting, np.int64),
+            may_sit_out=True,
+            chunked=self.cut,
+            base_s=self.now,
+            model=MODEL,
+            ledger=ForecastLedger(table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, 0),
+            free_tokens=self.capacity - used,
+            capacity_tokens=self.capacity,
+            request_slots=1000,
+            most_chunk_tokens=8192,
+            tightest_ttft_s=0.5,
+        )
+
+    def step(self) -> IterationPlan:
+        plan = self.planner.plan(self.view())
+        table = self.table
+        decoding = [] if plan.prefill and not plan.mixed else self._decoding(plan)
+        self.now += plan.predicted_s if (plan.prefill or decoding) else 0.001
+        for row, tokens in plan.prefill:
+            table.history_tokens[row] += tokens
+            self.cut = row
+            if (
+                table.prefill_tokens(np.array([row]))[0] <= 1
+                and table.history_tokens[row] >= table.prompt_tokens[row]
+            ):
+                self.cut = -1
+                self.waiting.remove(row)
+                self.running.append(row)
+                self.first.setdefault(row, self.now)
+                self._token(row, gap=False)
+        for row in decoding:
+            self._token(row, gap=True)
+        return plan
+
+    def _decoding(self, plan: IterationPlan) -> list[int]:
+        return list(self.running) if plan.decode is None else [self.running[i] for i in plan.decode]
+
+    def _token(self, row: int, gap: bool) -> None:
+        table = self.table
+        if gap:
+            share = (self.now - table.last_token_s[row]) / table.tbt_s[row]
+            self.worst_gap_share = max(self.worst_gap_share, share)
+        table.last_token_s[row] = self.now
+        table.output_tokens[row] += 1
+        table.remaining_tokens[row] -= 1
+        if table.output_tokens[row] >= self.output[row]:
+            self.running.remove(row)
+            table.remove(row)
+
+
+CHAT, CODE, BATCH = Slo(1.0, 0.05), Slo(0.5, 0.03), Slo(30.0, 0.5)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([CHAT, CODE, BATCH, Slo()]), st.integers(1, 9000)), max_size=12),
+    st.integers(0, 9),
+)
+def test_only_the_last_prefill_is_cut_and_the_time_is_kept(
+    waiting: list[tuple[Slo, int]], running: int
+) -> None:
+    device = Device()
+    for i in range(running):
+        row = device.arrive([CHAT, CODE, BATCH][i % 3], 800 + i, 50)
+        device.waiting.remove(row)
+        device.running.append(row)
+        device.table.last_token_s[row] = 0.0
+    for slo, prompt in waiting:
+        device.arrive(slo, prompt)
+    view = device.view()
+    plan = device.planner.plan(view)
+    rows = [row for row, _ in plan.prefill]
+    assert len(set(rows)) == len(rows)
+    need = device.table.prefill_tokens(np.array(rows, np.int64))
+    assert all(0 < tokens <= n for (_, tokens), n in zip(plan.prefill, need, strict=True))
+    assert all(tokens == n for (_, tokens), n in zip(plan.prefill[:-1], need, strict=False))
+    if plan.prefill:
+        extra = MODEL.iteration_s(decode_shape(running, int(view.table.context_tokens(view.decoding).sum())))
+        waits = 0.0 if plan.mixed or not running else extra
+        assert plan.predicted_s <= plan.budget_s + 1e-9
+        tightest = view.table.tbt_s[view.decoding].min() if running else np.inf
+        assert plan.predicted_s + waits <= tightest + 1e-9
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000))
+def test_gaps_hold_under_any_arrivals(seed: int) -> None:
+    rng, device = np.random.default_rng(seed), Device()
+    for _ in range(150):
+        if rng.random() < 0.3:
+            device.arrive(
+                [CHAT, CODE, BATCH][rng.integers(3)], int(rng.integers(10, 12_000)), int(rng.integers(2, 40))
+            )
+        device.step()
+    assert device.worst_gap_share <= 1.0
+
+
+def test_everything_is_served_in_the_end() -> None:
+    device = Device()
+    rows = [device.arrive([CHAT, CODE, BATCH, Slo()][i % 4], 500 + 700 * i, 3) for i in range(24)]
+    for _ in range(2000):
+        device.step()
+    assert sorted(device.first) == sorted(rows)
+
+
+def test_a_lost_request_waits_no_longer_than_the_work_ahead_of_it_over_its_share() -> None:
+    """Overload by winnable requests without end; one best-effort request behind two others."""
+    share = 0.05
+    device = Device(SloConfig(lost_share=share))
+    ahead = [device.arrive(Slo(), 3000, 2) for _ in range(3)]
+    tokens, seen = 0, {}
+    while len(seen) < 3 and device.now < 200:
+        while sum(device.table.prefill_tokens(np.array(device.waiting, np.int64))) < 20_000:
+            device.arrive(Slo(5.0, 0.05), 1000, 2)
+        plan = device.step()
+        tokens += sum(n for _, n in plan.prefill)
+        seen.update({row: tokens for row in ahead if row in device.first and row not in seen})
+    most = 3 * 3000 / share + 2 * 8192 / share
+    assert len(seen) == 3, "starved"
+    assert max(seen.values()) <= most
+
+
+def test_unlimited_lost_share_switch_off_starves_by_choice_only() -> None:
+    device = Device(SloConfig(lost_share=0.0))
+    row = device.arrive(Slo(), 3000, 2)
+    for _ in range(300):
+        while sum(device.table.prefill_tokens(np.array(device.waiting, np.int64))) < 20_000:
+            device.arrive(Slo(5.0, 0.05), 1000, 2)
+        device.step()
+    assert row not in device.first
+
+
+def test_a_tight_arrival_parks_a_half_prefilled_loose_one() -> None:
+    device = Device()
+    loose = device.arrive(BATCH, 60_000)
+    device.step()
+    assert device.cut == loose
+    tight = device.arrive(CODE, 400)
+    plan = device.step()
+    assert plan.prefill[0][0] == tight
+
+
+def test_the_pool_is_never_promised_twice() -> None:
+    device = Device(capacity=10_000)
+    for _ in range(6):
+        device.arrive(CHAT, 2000, 1500)
+    plan = device.planner.plan(device.view())
+    assert sum(n for _, n in plan.prefill) <= 10_000
+    assert len(plan.prefill) == 2  # 2 x (2000 + 1500) fits, a third would need it again
+
+
+def test_a_small_one_enters_where_kv_has_no_room_for_a_large_one() -> None:
+    device = Device(capacity=10_000)
+    device.arrive(CHAT, 2000, 7000)
+    device.step()
+    device.arrive(CHAT, 5000, 7000)
+    small = device.arrive(CHAT, 100, 10)
+    assert [row for row, _ in device.planner.plan(device.view()).prefill] == [small]
+
+
+def test_equal_views_give_equal_plans() -> None:
+    plans = []
+    for _ in range(2):
+        device, rng = Device(), np.random.default_rng(3)
+        trail = []
+        for _ in range(60):
+            if rng.random() < 0.4:
+                device.arrive([CHAT, CODE, BATCH][rng.integers(3)], int(rng.integers(10, 9000)), 5)
+            plan = device.step()
+            trail.append((plan.prefill, plan.mixed, plan.predicted_s))
+        plans.append(trail)
+    assert plans[0] == plans[1]
+
+
+def test_switches_change_the_form_of_an_iteration() -> None:
+    def plan_with(**switch: object) -> IterationPlan:
+        device = Device(replace(SloConfig(), **switch))
+        row = device.arrive(CHAT, 800, 50)
+        device.step()
+        device.arrive(CHAT, 6000)
+        assert device.running == [row]
+        return device.step()
+
+    assert plan_with(mix="always").mixed
+    assert not plan_with(mix="never").mixed
+    assert plan_with(chunk="fixed").prefill[0][1] == 6000
+    assert plan_with(chunk="dynamic").prefill[0][1] < 6000
