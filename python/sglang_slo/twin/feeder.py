@@ -1,4 +1,4 @@
-"""In the place of SGLang's request receiver: hands over the requests that have arrived by now.
+"""In the place of the socket that requests come from: hands over those that have arrived by now.
 
 When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and
 the limits of its class, never its true length.
@@ -42,7 +42,7 @@ class Feeder:
         self._idle_steps = 0
         self._priority = _priorities(workload.limits)
 
-    def recv_requests(self) -> list[TokenizedGenerateReqInput]:
+    def pull(self) -> list[TokenizedGenerateReqInput]:
         """Requests that have arrived; stops the event loop after the last one has ended."""
         engine = self._recorder.engine
         if self._in_flight():
