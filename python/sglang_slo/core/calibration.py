@@ -29,17 +29,18 @@ def bucket_of(log_quantiles: Floats) -> NDArray[np.intp]:
     return np.clip(np.nan_to_num(octave), 0, BUCKETS - 1).astype(np.intp)
 
 
-def hoeffding_pad(errors_tokens: Floats, confidence: float) -> float:
+def hoeffding_pad(errors_tokens: Floats, confidence: float | Floats) -> Floats:
     """CacheOPT's one-sided padding in tokens, t = (b - a) sqrt(ln(1 / (1 - P)) / 2), clipped to [0, b - a].
 
-    [a, b] is the trimmed range of the errors (length - prediction) seen in a bucket. The weakness: Hoeffding bounds
-    the deviation of a *mean* of n draws; for the single draw at hand (n = 1) it says little more than "within the
-    range" (t >= b - a from P = 0.865 on), so it wastes tokens at high P, and what was trimmed is not covered at all.
+    [a, b] is the trimmed range of the errors (length - prediction) seen in a bucket; shaped as `confidence`.
+    The weakness: Hoeffding bounds the deviation of a *mean* of n draws; for the single draw at hand (n = 1) it
+    says little more than "within the range" (t >= b - a from P = 0.865 on), so it wastes tokens at high P, and
+    what was trimmed is not covered at all.
     """
     if len(errors_tokens) == 0:
-        return 0.0
+        return np.zeros(np.shape(confidence))
     low, high = np.quantile(errors_tokens, [TRIM, 1 - TRIM])
-    return float((high - low) * min(1.0, math.sqrt(-math.log1p(-confidence) / 2)))
+    return np.asarray((high - low) * np.minimum(1.0, np.sqrt(-np.log1p(-np.asarray(confidence)) / 2)))
 
 
 def conformal_offsets(errors: Floats) -> Floats:
@@ -67,6 +68,7 @@ class Calibration:
         self._offsets = np.zeros((BUCKETS, len(QUANTILES)))
         self._pads_tokens = np.zeros((BUCKETS, len(QUANTILES)))
         self._tracker = np.zeros(len(QUANTILES))
+        self._waiting = np.zeros(BUCKETS, np.int64)  # added since the bucket's padding was worked out
         self._covered = np.zeros((window, len(QUANTILES)), np.float32)
         self.updates = 0
 
@@ -86,20 +88,25 @@ class Calibration:
             self.updates += 1
             self._tracker += self.rate * self._spread(bucket) * (missed - (1 - QUANTILES))
             self._tracker = np.clip(self._tracker, -2.0, 2.0)
-            if self.updates % REFRESH == 0:
-                self.refresh()
+            self._waiting[bucket] += 1
+            if self._waiting[bucket] == REFRESH:
+                self._refresh(bucket)
 
     def refresh(self) -> None:
-        """Work the padding out anew from the errors kept."""
-        everybody = self._kept()
+        """Work all padding out anew from the errors kept."""
         for bucket in range(BUCKETS):
-            n = min(int(self.count[bucket]), self.window)
-            errors, logs = everybody
-            if n >= MIN_COUNT:
-                errors, logs = self._errors[bucket, :n], self._log_length[bucket, :n]
-            self._offsets[bucket] = conformal_offsets(errors)
-            miss_tokens = np.exp(logs) - np.exp(logs - errors[:, MEDIAN])
-            self._pads_tokens[bucket] = [hoeffding_pad(miss_tokens, p) for p in QUANTILES]
+            self._refresh(bucket)
+
+    def _refresh(self, bucket: int) -> None:
+        self._waiting[bucket] = 0
+        n = min(int(self.count[bucket]), self.window)
+        if n >= MIN_COUNT:
+            errors, logs = self._errors[bucket, :n], self._log_length[bucket, :n]
+        else:
+            errors, logs = self._kept()
+        self._offsets[bucket] = conformal_offsets(errors)
+        miss_tokens = np.exp(logs) - np.exp(logs - errors[:, MEDIAN])
+        self._pads_tokens[bucket] = hoeffding_pad(miss_tokens, QUANTILES)
 
     def apply(self, raw: Floats, bound: str = "conformal") -> Floats:
         """Calibrated log quantiles [n, Q] of raw ones, monotone along a row. `bound`: conformal or hoeffding.
@@ -116,19 +123,25 @@ class Calibration:
             raise ValueError(f"bound: need conformal or hoeffding, got {bound!r}")
         return np.maximum.accumulate(np.maximum(out, 0.0), axis=1)
 
-    def coverage(self) -> Floats | None:
-        """Share of the latest finished requests within each issued level, [Q]; None before the first 64."""
-        n = min(self.updates, self.window)
-        return self._covered[:n].mean(axis=0) if n >= 64 else None
+    def coverage(self, last: int = 128) -> Floats | None:
+        """Share of the `last` finished requests within each issued level, [Q]; None before there are that many."""
+        if self.updates < last or last > self.window:
+            return None
+        slots = np.arange(self.updates - last, self.updates) % self.window
+        return np.asarray(self._covered[slots].mean(axis=0))
 
     def seed(self, raw: Floats, log_lengths: Floats) -> None:
         """Fill from held-out rows: raw log quantiles [n, Q] and log lengths [n]."""
-        for row, log_length in zip(raw, log_lengths, strict=True):
-            self.add(row, float(log_length))
+        buckets = bucket_of(raw)
+        for bucket in np.unique(buckets):
+            rows = np.flatnonzero(buckets == bucket)[-self.window :]
+            self._errors[bucket, : len(rows)] = log_lengths[rows, None] - raw[rows]
+            self._log_length[bucket, : len(rows)] = log_lengths[rows]
+            self.count[bucket] = len(rows)
         self.refresh()
 
     def _spread(self, bucket: int) -> float:
-        """Distance of the 0.9 and 0.05 level errors' typical size: how far one step should go, log units."""
+        """Size of the errors of a bucket, log units: the tracker's steps are measured by it."""
         offsets = self._offsets[bucket]
         return float(np.clip(np.abs(offsets).max(), 0.25, 2.0))
 

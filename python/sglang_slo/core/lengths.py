@@ -88,7 +88,9 @@ def declared_only(declared_max: Ints) -> Floats:
 def _knots(log_quantiles: Floats) -> Floats:
     """ln l at the ten knots, [n, Q + 1], strictly increasing from ln 1."""
     rows = np.asarray(log_quantiles, np.float64)
-    knots = np.concatenate([np.zeros((len(rows), 1)), np.clip(np.nan_to_num(rows, nan=0.0), 0.0, _MAX_LOG)], axis=1)
+    knots = np.concatenate(
+        [np.zeros((len(rows), 1)), np.clip(np.nan_to_num(rows, nan=0.0), 0.0, _MAX_LOG)], axis=1
+    )
     steps = _MIN_STEP * np.arange(knots.shape[1])
     return np.maximum.accumulate(knots - steps, axis=1) + steps
 
