@@ -26,15 +26,30 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return hooks
 
 
-@pytest.mark.parametrize("settings", [None, SloConfig(policy="off").to_json()])
 def test_an_installed_but_unused_package_changes_nothing(
-    settings: str | None, registered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    registered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ENV, raising=False)
-    if settings is not None:
-        monkeypatch.setenv(ENV, settings)
     plugin.register()
     assert not registered
+
+
+def test_policy_off_adds_the_status_routes_and_nothing_else(
+    registered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastapi import FastAPI
+
+    from sglang_slo.runtime.http_app import prepare
+
+    monkeypatch.setenv(ENV, SloConfig(policy="off").to_json())
+    plugin.register()
+    assert registered.keys() == {plugin.HTTP_SERVER}
+    app = FastAPI()
+    stock = len(app.routes)
+    prepare(app, SloConfig(policy="off"))
+    prepare(app, SloConfig(policy="off"))
+    assert {route.path for route in app.routes[stock:]} == {"/slo", "/slo/status"}
+    assert not app.user_middleware
 
 
 @pytest.mark.parametrize("settings", ["{}", SloConfig().to_json()])
