@@ -73,19 +73,38 @@ def choose_decodes(
     return DecodeChoice(order[:count], count, int(contexts[count - 1]), everyone.allowance_s)
 
 
-def decode_utilisation(tbt_s: np.ndarray, context_tokens: np.ndarray, model: LatencyModel) -> float:
-    """Share of time that decoding takes if each request gets a token just within its limit.
+class DecodeLoad:
+    """Share of time that decoding takes if each request gets a token just within its limit; the admission test.
 
-    Every iteration pays t0 + w, at the rate of the tightest limit L; request i adds its own traffic and compute
-    once per its limit l_i:  U = (t0 + w) / L + sum_i (c_tok + c_kv * context_i) / l_i.  U <= 1 is necessary for all
-    limits to hold (each term is time that cannot be shared), as in rate-monotonic analysis.
+    Every iteration pays t0 + w, at the rate of the tightest limit L; request i adds its own traffic once per its
+    limit l_i:  U = (t0 + w) / L + sum_i c_kv * context_i / l_i.  U <= 1 is necessary for all limits to hold (each
+    term is time that nothing else can use), as in rate-monotonic analysis. A newcomer that would push U past
+    `most` stays out, unless nobody with a limit decodes.
     """
-    tightest = float(tbt_s.min()) if len(tbt_s) else math.inf
-    if tightest == math.inf:
-        return 0.0
-    c = model.coefficients
-    each = (c.c_kv * context_tokens) / tbt_s
-    return (c.t0_decode + c.w) / tightest + float(each.sum())
+
+    def __init__(
+        self, tbt_s: np.ndarray, context_tokens: np.ndarray, model: LatencyModel, most: float
+    ) -> None:
+        self._model, self._most = model, most
+        self._tightest_s = float(tbt_s.min()) if len(tbt_s) else math.inf
+        self._each = float((model.coefficients.c_kv * context_tokens / tbt_s).sum())
+
+    def utilisation(self, tbt_s: float = math.inf, context_tokens: int = 0) -> float:
+        """U, with one more request if one is given."""
+        c = self._model.coefficients
+        tightest_s = min(self._tightest_s, tbt_s)
+        return (c.t0_decode + c.w) / tightest_s + self._each + c.c_kv * context_tokens / tbt_s
+
+    def admits(self, tbt_s: float, context_tokens: int) -> bool:
+        """Whether a request with this limit and context may join."""
+        if self._tightest_s == math.inf or tbt_s == math.inf:
+            return True
+        return self.utilisation(tbt_s, context_tokens) <= self._most
+
+    def add(self, tbt_s: float, context_tokens: int) -> None:
+        """Charge a request that joined."""
+        self._each += self._model.coefficients.c_kv * context_tokens / tbt_s
+        self._tightest_s = min(self._tightest_s, tbt_s)
 
 
 @dataclass(frozen=True, slots=True)

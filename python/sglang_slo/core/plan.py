@@ -9,7 +9,7 @@ The same views give the same plans: there is no clock, no randomness and no meas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from sglang_slo.core.table import RequestTable
 
 NO_ROWS = np.zeros(0, np.int64)
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
+NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
+MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
 MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
 LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
 MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
@@ -56,6 +58,7 @@ class IterationPlan:
     mixed: bool = False
     predicted_s: float = 0.0
     budget_s: float = 0.0
+    next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
     winnable: int = 0
     lost: int = 0
 
@@ -76,19 +79,23 @@ class Planner:
         budget = self._budget(view, decodes)
         ranking = self._ranking(view, budget)
         filling = Filling(view, budget, self.config.chunk == "fixed")
-        for row in self._line(view, budget, ranking):
+        line = self._line(view, budget, ranking)
+        for row in line:
             filling.add(row)
             if filling.full:
                 break
         self._account_lost(ranking, filling)
+        taken = {row for row, _ in filling.prefill}
+        following = [row for row in line[: len(taken) + NEXT_IN_LINE] if row not in taken]
         if not filling.prefill:
-            return self._decode_only(view, decodes, ranking)
+            return replace(self._decode_only(view, decodes, ranking), next_in_line=following)
         return IterationPlan(
             prefill=filling.prefill,
             decode=decodes.positions if decodes and budget.mixed else None,
             mixed=budget.mixed,
             predicted_s=view.model.iteration_s(filling.shape),
             budget_s=budget.time_s,
+            next_in_line=following,
             winnable=len(ranking.winnable_rows),
             lost=len(ranking.lost_rows),
         )
@@ -113,7 +120,13 @@ class Planner:
         if decodes is None:
             return IterationPlan(winnable=winnable, lost=lost)
         seconds = view.model.iteration_s(decodes.shape)
-        return IterationPlan([], decodes.positions, False, seconds, decodes.allowance_s, winnable, lost)
+        return IterationPlan(
+            decode=decodes.positions,
+            predicted_s=seconds,
+            budget_s=decodes.allowance_s,
+            winnable=winnable,
+            lost=lost,
+        )
 
     def _budget(self, view: View, decodes: DecodeChoice | None) -> Budget:
         if self.config.chunk == "fixed":
@@ -177,6 +190,10 @@ class Filling:
         # every decode may need a token of KV in this iteration
         self._free = view.free_tokens - len(view.decoding)
         self._refusals = 0
+        rows = view.decoding
+        self._decoding = chunking.DecodeLoad(
+            view.table.tbt_s[rows], view.table.context_tokens(rows), view.model, MOST_DECODE_SHARE
+        )
 
     def add(self, row: int) -> None:
         """Give `row` what fits. Only the last one taken is cut short; one that KV has no room for is passed over."""
@@ -189,12 +206,15 @@ class Filling:
             self.full = True
             return
         newcomer = row != view.chunked
-        charge = context - int(table.shared_tokens[row]) if newcomer else need
+        # what is pinned for it, or held by others, is out of the pool already
+        charge = need
+        if newcomer:
+            charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row])
         if newcomer and self._slots <= 0:
             return
         # what is cached but not held by anyone (charge - need) stops being evictable now
         kv = tokens + charge - need
-        if kv > self._free or (newcomer and not view.ledger.admits(charge, int(table.remaining_tokens[row]))):
+        if kv > self._free or (newcomer and not self._enters(row, context, charge)):
             self._refusals += 1
             self.full = self._refusals >= MOST_REFUSALS
             return
@@ -204,6 +224,17 @@ class Filling:
         self.shape = self.shape.with_chunk(history, tokens)
         self._chunk_left -= tokens
         self.full = tokens < need
+
+    def _enters(self, row: int, context: int, charge: int) -> bool:
+        """The decode-time test, then the ledger's word; charges the ledger if the answer is yes."""
+        table = self._view.table
+        limit_s = float(table.tbt_s[row])
+        if not self._decoding.admits(limit_s, context):
+            return False
+        if not self._view.ledger.admits(charge, int(table.remaining_tokens[row])):
+            return False
+        self._decoding.add(limit_s, context)
+        return True
 
     def _fits(self, history: int) -> int:
         if self._fixed:

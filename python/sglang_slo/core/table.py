@@ -25,6 +25,7 @@ COLUMNS: dict[str, Any] = {
     "prompt_tokens": np.int64,
     "history_tokens": np.int64,  # waiting: leading tokens of prompt and output whose KV is there already
     "shared_tokens": np.int64,  # leading tokens whose KV is held by others too and charged to nobody alone
+    "pinned_tokens": np.int64,  # waiting: of history, kept from eviction for this request alone
     "output_tokens": np.int64,  # generated so far
     "declared_tokens": np.int64,  # max_new_tokens
     "remaining_tokens": np.int64,  # predicted: bounded output still to come
@@ -49,6 +50,7 @@ class RequestTable:
     prompt_tokens: np.ndarray
     history_tokens: np.ndarray
     shared_tokens: np.ndarray
+    pinned_tokens: np.ndarray
     output_tokens: np.ndarray
     declared_tokens: np.ndarray
     remaining_tokens: np.ndarray

@@ -26,10 +26,10 @@ class PlannedAdder(PrefillAdder):
     def add_chunked_req(self, req: Req) -> Req | None:
         """The request that was cut last time: its next piece. Returns it if it is cut again."""
         rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
-        tokens = min(self._planned.get(req, rest), rest)
+        # it has to move: an unfinished chunk that is left out of the batch would be lost
+        tokens = max(min(self._planned.get(req, rest), rest, int(self.cur_rem_tokens)), 1)
         self._take(req, tokens)
         if tokens < rest:
-            self.new_cut = req
             return req
         return None
 

@@ -8,18 +8,18 @@ are read in one pass. Everything here is the same on every rank: times come from
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from sglang.srt.managers.schedule_batch import Req
 
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
 
-if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req
+# a request that never passed through the queue has no row
+Req.slo_row = -1  # type: ignore[attr-defined]
 
 RECENT_ARRIVALS = 256
 
@@ -45,6 +45,7 @@ class RequestBook:
         self.table = RequestTable()
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
+        self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back
         self._last_end_s = 0.0
         self._recent_ttft_s: deque[float] = deque(maxlen=RECENT_ARRIVALS)
 
@@ -56,7 +57,7 @@ class RequestBook:
         A limit that the hardware cannot keep even for this request alone is left out of the row (and so out of
         every decision) and told on the request.
         """
-        row = getattr(req, "slo_row", -1)
+        row = req.slo_row
         prompt = len(req.origin_input_ids)
         if row < 0:
             limits, req.slo_unattainable = attainable(slo, prompt, model)
@@ -72,15 +73,16 @@ class RequestBook:
 
     def close(self, req: Req) -> None:
         """Take the row back; nothing if it has none."""
-        row = getattr(req, "slo_row", -1)
+        row = req.slo_row
         if row >= 0:
+            self.closing(row)
             del self.reqs[row]
             self.table.remove(row)
             req.slo_row = -1
 
     def sweep(self, alive: Iterable[Req]) -> list[Req]:
         """Close the rows of requests that are nowhere any more (aborted on a path of SGLang's own); returns them."""
-        rows = {req.slo_row for req in alive if hasattr(req, "slo_row")}
+        rows = {req.slo_row for req in alive}
         gone = [req for row, req in self.reqs.items() if row not in rows]
         for req in gone:
             self.close(req)
@@ -104,7 +106,7 @@ class RequestBook:
 
     def tokens_out(self, reqs: list[Req]) -> None:
         """Take over the numbers of tokens after results were processed; end the rows of those that finished."""
-        live = [req for req in reqs if getattr(req, "slo_row", -1) >= 0]
+        live = [req for req in reqs if req.slo_row >= 0]
         rows = self.rows(live)
         self.table.output_tokens[rows] = np.fromiter((len(r.output_ids) for r in live), np.int64, len(live))
         for req in live:

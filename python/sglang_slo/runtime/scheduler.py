@@ -29,6 +29,7 @@ from sglang_slo.runtime.admission import PlannedAdder
 from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
 from sglang_slo.runtime.limits import LimitError, received_s, slo_of
+from sglang_slo.runtime.pins import Pins
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
 from sglang_slo.runtime.shape import batch_shape
@@ -37,6 +38,8 @@ from sglang_slo.runtime.tick import Tick, TickReceiver
 
 logger = logging.getLogger(__name__)
 
+MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
+LOW_POOL_SHARE = 0.05  # with less of the pool free or evictable than this, nothing is kept for them
 OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
 
@@ -65,6 +68,10 @@ class SloScheduler(stock.Scheduler):
         self.slo_reporter = Reporter(self.slo_observer, self.slo_config.request_log_text) if rank0 else None
         self.slo_plan_s = 0.0  # time it took to plan the last iteration
         self.slo_mixed_chunk = self.is_mixed_chunk
+        most_pinned = int(MOST_PINNED_SHARE * self.max_total_num_tokens)
+        self.slo_next_in_line: list[int] = []
+        self.slo_pins = Pins(self.tree_cache, self.slo_book.table, most_pinned, self._look_up_prefix)
+        self.slo_book.closing = self.slo_pins.release
         self.slo_on = True
 
     # -- in
@@ -118,7 +125,7 @@ class SloScheduler(stock.Scheduler):
 
     def _open(self, req: Req) -> None:
         """Give a request its row; one that comes back (preempted, retracted) keeps it."""
-        new = getattr(req, "slo_row", -1) < 0
+        new = req.slo_row < 0
         now, custom = self.slo_tick.now_s, req.sampling_params.custom_params
         try:
             slo, told_s = slo_of(custom, self.slo_config), received_s(custom)
@@ -192,7 +199,24 @@ class SloScheduler(stock.Scheduler):
         if self.grammar_manager.has_waiting_grammars():
             for req in self.grammar_manager.get_ready_grammar_requests():
                 self._add_request_to_queue(req)
-        return self.slo_planner.plan(self._view(running_batch))
+        # before anything is counted on: what is pinned cannot be evicted for this iteration's chunks
+        self._pin_next()
+        plan = self.slo_planner.plan(self._view(running_batch))
+        self.slo_next_in_line = plan.next_in_line
+        for row, _ in plan.prefill:
+            self.slo_pins.release(row)
+        return plan
+
+    def _pin_next(self) -> None:
+        free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        if free < LOW_POOL_SHARE * self.max_total_num_tokens:
+            self.slo_pins.release_all()
+            return
+        reqs, cut = self.slo_book.reqs, self._cut_row()
+        self.slo_pins.keep([reqs[row] for row in self.slo_next_in_line if row in reqs and row != cut])
+
+    def _cut_row(self) -> int:
+        return -1 if self.chunked_req is None else self.chunked_req.slo_row
 
     def _view(self, running_batch: ScheduleBatch) -> View:
         book, table = self.slo_book, self.slo_book.table
@@ -202,13 +226,19 @@ class SloScheduler(stock.Scheduler):
         if cut is not None:
             table.history_tokens[cut.slo_row] = len(cut.prefix_indices)
         queue = self.waiting_queue if cut is None else [cut, *self.waiting_queue]
+        waiting = book.rows(queue)
+        if len(waiting) and waiting.min() < 0:  # one came in on a path of SGLang's own
+            for req in queue:
+                if req.slo_row < 0:
+                    self._open(req)
+            waiting = book.rows(queue)
         decoding = book.rows(running_batch.reqs)
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         may_split = running_batch.is_empty() or batches.can_split(running_batch)
         return View(
             table=table,
             decoding=decoding,
-            waiting=book.rows(queue),
+            waiting=waiting,
             chunked=-1 if cut is None else cut.slo_row,
             may_sit_out=may_split,
             base_s=book.base_s(self.slo_tick.now_s),
@@ -302,17 +332,28 @@ class SloScheduler(stock.Scheduler):
         """Launch, and note when it is predicted to end."""
         if not self.slo_on:
             return super().run_batch(batch, *args, **kwargs)
-        shape = batch_shape(batch)
-        for req in batch.reqs:
-            if req.slo_row < 0:
-                raise RuntimeError(f"request {req.rid} is in a batch without a row")
-        now, predicted = self.slo_tick.now_s, self.slo_model.iteration_s(shape)
-        rows = self.slo_book.rows(batch.reqs)
-        end_s = self.slo_book.base_s(now) + predicted
         result = super().run_batch(batch, *args, **kwargs)
-        launch = Launch(self.forward_ct, rows, self.slo_book.table.seq[rows], shape, now, predicted, end_s)
-        self.slo_book.launch(self.forward_ct, launch)
+        with self._noted("a launch"):
+            self._note_launch(batch)
         return result
+
+    def _note_launch(self, batch: ScheduleBatch) -> None:
+        shape, book = batch_shape(batch), self.slo_book
+        now, predicted = self.slo_tick.now_s, self.slo_model.iteration_s(shape)
+        rows = book.rows(batch.reqs)
+        rows = rows[rows >= 0]
+        end_s = book.base_s(now) + predicted
+        book.launch(
+            self.forward_ct, Launch(self.forward_ct, rows, book.table.seq[rows], shape, now, predicted, end_s)
+        )
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        """Bookkeeping that fails is counted and logged; it never stops serving."""
+        try:
+            yield
+        except Exception as error:
+            self.slo_observer.trouble.happened(f"noting {what} failed", clock.now(), error)
 
     # -- out
 
@@ -320,9 +361,10 @@ class SloScheduler(stock.Scheduler):
         """SGLang's processing, then the table's."""
         super().process_batch_result(batch, result)
         if self.slo_on:
-            self.slo_book.tokens_out(batch.reqs)
             now = clock.now()
             self.slo_ended.append((batch.forward_iter, now))
+            with self._noted("results"):
+                self.slo_book.tokens_out(batch.reqs)
             self.slo_observer.refresh(now, partial(gauges, self))
 
     def abort_request(self, recv_req: Any) -> None:
@@ -330,6 +372,12 @@ class SloScheduler(stock.Scheduler):
         super().abort_request(recv_req)
         if self.slo_on:
             self._sweep(None)
+
+    def flush_cache(self, empty_cache: bool = True) -> bool:
+        """SGLang's flush; nothing may stay pinned in a tree that is cut down."""
+        if self.slo_on:
+            self.slo_pins.release_all()
+        return super().flush_cache(empty_cache)
 
     def pause_generation(self, recv_req: Any) -> Any:
         """SGLang's pause, over the whole running batch."""

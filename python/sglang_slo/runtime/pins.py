@@ -1,0 +1,78 @@
+"""Keeps the cached prefixes of the requests next in line from being evicted before their turn.
+
+A pin is a lock on a node of the radix tree. Pins never hold more than a share of the pool, and all of them are let
+go when the pool runs low: a pin may save work, it may not stand in the way of any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
+    from sglang_slo.core.table import RequestTable
+
+
+class Pins:
+    """Pinned prefixes by request row. `most_tokens` bounds what all pins together keep from being evicted.
+
+    `look_up` finds a request's prefix anew: what was found when it arrived may have grown, or be gone.
+    """
+
+    def __init__(
+        self,
+        tree_cache: BasePrefixCache,
+        table: RequestTable,
+        most_tokens: int,
+        look_up: Callable[[Req], None],
+    ) -> None:
+        self._cache, self._table, self._most = tree_cache, table, most_tokens
+        self._look_up = look_up
+        self._nodes: dict[int, tuple[Any, int]] = {}  # row -> (node, tokens that it alone keeps)
+        self.tokens = 0
+
+    def keep(self, reqs: list[Req]) -> None:
+        """Pin the prefixes of `reqs`, nearest first, and let go of all others."""
+        rows = {req.slo_row for req in reqs}
+        for row in [row for row in self._nodes if row not in rows]:
+            self.release(row)
+        for req in reqs:
+            if req.slo_row not in self._nodes:
+                self._look_up(req)
+                self._pin(req)
+
+    def _pin(self, req: Req) -> None:
+        node, row = req.last_node, req.slo_row
+        if not self._cache.is_tree_cache():
+            return
+        if self._table.history_tokens[row] == 0:
+            self._nodes[row] = (None, 0)
+            return
+        # evictable tokens before and after tell what this pin alone keeps
+        before = self._cache.evictable_size()
+        self._cache.inc_lock_ref(node)
+        kept = before - self._cache.evictable_size()
+        self._nodes[row] = (node, kept)
+        self.tokens += kept
+        self._table.pinned_tokens[row] = kept
+        if self.tokens > self._most:
+            self.release(row)
+
+    def release(self, row: int) -> None:
+        """Let go of one request's prefix; nothing if it has no pin."""
+        node, kept = self._nodes.pop(row, (None, 0))
+        if node is not None:
+            self._cache.dec_lock_ref(node)
+            self.tokens -= kept
+            self._table.pinned_tokens[row] = 0
+
+    def release_all(self) -> None:
+        """Let go of every prefix."""
+        for row in list(self._nodes):
+            self.release(row)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
