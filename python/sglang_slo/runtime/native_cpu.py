@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
@@ -67,9 +68,11 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
             raise ValueError("--enable-hierarchical-cache: needs CUDA streams; not accepted on a CPU")
 
     def init_backend(self) -> None:
-        """Leave collectives to gloo. Called once in each worker, before the process groups are made."""
+        """Leave collectives to gloo and memory unpinned. Called once in each worker, before anything is built."""
         from sglang.srt.distributed import parallel_state
 
+        unpin()
+        apply_grammars_here()
         make_group = parallel_state.init_model_parallel_group
 
         @functools.wraps(make_group)
@@ -79,3 +82,32 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         # SGLang asks for NCCL in every group of more than one rank, and NCCL asks for a GPU.
         parallel_state.init_model_parallel_group = without_gpu_communicators
+
+
+def unpin() -> None:
+    """Make requests for pinned memory do nothing: without a GPU torch refuses them, and LoRA and grammars ask always."""
+    import torch
+
+    torch.Tensor.pin_memory = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
+    for name in ("tensor", "empty", "zeros", "ones", "full", "empty_like", "zeros_like"):
+        setattr(torch, name, _unpinned(getattr(torch, name)))
+
+
+def _unpinned(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pin_memory", None)
+        return make(*args, **kwargs)
+
+    return made
+
+
+def apply_grammars_here() -> None:
+    """Let grammars mask logits on the CPU: SGLang's xgrammar backend knows GPUs only, xgrammar itself both."""
+    import xgrammar
+    from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar
+
+    def apply_vocab_mask(grammar: Any, logits: Any, vocab_mask: Any) -> None:
+        xgrammar.apply_token_bitmask_inplace(logits, vocab_mask)
+
+    XGrammarGrammar.apply_vocab_mask = apply_vocab_mask
