@@ -13,6 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from sglang_slo.core.lengths import (
+    QUANTILES,
+    declared_only,
+    expected_remaining_tokens,
+    remaining_tokens,
+)
 from sglang_slo.core.slo import Slo, bucket
 
 COLUMNS: dict[str, Any] = {
@@ -65,6 +71,8 @@ class RequestTable:
         self._free = list(range(capacity))
         self._next_seq = 0
         self.capacity = capacity
+        # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
+        self.log_quantiles = np.zeros((capacity, len(QUANTILES)))
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
 
@@ -91,7 +99,15 @@ class RequestTable:
         self.expected_tokens[row] = declared_tokens
         self.last_token_s[row] = -math.inf
         self.mixable[row] = True
+        self.log_quantiles[row] = declared_only(np.array([declared_tokens]))[0]
         return row
+
+    def bound_lengths(self, rows: np.ndarray, confidence: float) -> None:
+        """Bring the predicted remaining output of `rows` up to date: bounded at `confidence`, and expected."""
+        quantiles, generated = self.log_quantiles[rows], self.output_tokens[rows]
+        declared = self.declared_tokens[rows]
+        self.remaining_tokens[rows] = remaining_tokens(quantiles, generated, declared, confidence)
+        self.expected_tokens[rows] = expected_remaining_tokens(quantiles, generated, declared)
 
     def remove(self, row: int) -> None:
         """Give a row back."""
@@ -111,6 +127,7 @@ class RequestTable:
 
     def _grow(self) -> None:
         self._free = list(range(self.capacity, 2 * self.capacity))
+        self.log_quantiles = np.concatenate([self.log_quantiles, np.zeros_like(self.log_quantiles)])
         for name in COLUMNS:
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros_like(old)]))

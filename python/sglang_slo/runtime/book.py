@@ -71,6 +71,11 @@ class RequestBook:
         self.table.output_tokens[row] = len(req.output_ids)
         return row
 
+    def predicted(self, row: int, log_quantiles: list[float], confidence: float) -> None:
+        """Take over the predicted output length of a request that has just arrived."""
+        self.table.log_quantiles[row] = log_quantiles
+        self.table.bound_lengths(np.array([row]), confidence)
+
     def close(self, req: Req) -> None:
         """Take the row back; nothing if it has none."""
         row = req.slo_row
@@ -104,14 +109,22 @@ class RequestBook:
         self.inflight.append(launch)
         self.table.last_token_s[launch.rows] = launch.end_s
 
-    def tokens_out(self, reqs: list[Req]) -> None:
-        """Take over the numbers of tokens after results were processed; end the rows of those that finished."""
+    def tokens_out(self, reqs: list[Req]) -> list[Req]:
+        """Take over the numbers of tokens after results were processed; end the rows of those that finished.
+
+        Returns those that finished.
+        """
         live = [req for req in reqs if req.slo_row >= 0]
         rows = self.rows(live)
-        self.table.output_tokens[rows] = np.fromiter((len(r.output_ids) for r in live), np.int64, len(live))
-        for req in live:
-            if req.finished_reason is not None:
-                self.close(req)
+        table = self.table
+        tokens = np.fromiter((len(r.output_ids) for r in live), np.int64, len(live))
+        new = tokens - table.output_tokens[rows]
+        table.output_tokens[rows] = tokens
+        table.remaining_tokens[rows] = np.maximum(table.remaining_tokens[rows] - new, 1)
+        finished = [req for req in live if req.finished_reason is not None]
+        for req in finished:
+            self.close(req)
+        return finished
 
     def ended(self, iteration: int, end_s: float) -> Launch | None:
         """A measured end: correct the last-token times that were predicted from it. None if it is not known."""

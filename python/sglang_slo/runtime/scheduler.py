@@ -23,11 +23,13 @@ from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
 from sglang_slo.core.reservation import ForecastLedger, Ledger, StockLedger
 from sglang_slo.core.slo import BEST_EFFORT
+from sglang_slo.estimator.service import LengthService
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.admission import PlannedAdder
 from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
+from sglang_slo.runtime.lengths import ArrivingLengths, length_folder, vocabulary_of
 from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.pins import Pins
 from sglang_slo.runtime.profile import startup_model
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
 LOW_POOL_SHARE = 0.05  # with less of the pool free or evictable than this, nothing is kept for them
 OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
+BOUND_EVERY = 16  # iterations between refreshes of what running requests may still write
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
 
 
@@ -67,12 +70,20 @@ class SloScheduler(stock.Scheduler):
         self.slo_observer = Observer(self.slo_config, rank0, metric_labels(self), dp_rank)
         self.slo_reporter = Reporter(self.slo_observer, self.slo_config.request_log_text) if rank0 else None
         self.slo_plan_s = 0.0  # time it took to plan the last iteration
+        self.slo_lengths = self.make_lengths() if rank0 else None
         self.slo_mixed_chunk = self.is_mixed_chunk
         most_pinned = int(MOST_PINNED_SHARE * self.max_total_num_tokens)
         self.slo_next_in_line: list[int] = []
         self.slo_pins = Pins(self.tree_cache, self.slo_book.table, most_pinned, self._look_up_prefix)
         self.slo_book.closing = self.slo_pins.release
         self.slo_on = True
+
+    def make_lengths(self) -> ArrivingLengths:
+        """The predictor of output lengths, on the rank that broadcasts."""
+        config = self.slo_config
+        folder = length_folder(config, self.model_config.model_path, self.ps.dp_rank)
+        service = LengthService(config, "child", folder, vocabulary=partial(vocabulary_of, self.tokenizer))
+        return ArrivingLengths(service, config.confidence_low, config.confidence_high)
 
     # -- in
 
@@ -94,8 +105,14 @@ class SloScheduler(stock.Scheduler):
         """What this rank measured since the last tick; called on the rank whose requests are broadcast."""
         if not self.slo_on:
             return Tick(clock.now())
+        now = clock.now()
         ended, self.slo_ended = self.slo_ended, []
-        return Tick(clock.now(), ended)
+        lengths, quantiles, confidence = self.slo_lengths, {}, self.slo_config.confidence_high
+        if lengths is not None:
+            with self._noted("lengths"):
+                quantiles = lengths.predict(requests)
+                confidence = lengths.confidence(now, len(quantiles), len(self.waiting_queue))
+        return Tick(now, ended, log_quantiles=quantiles, confidence=confidence)
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         """Take the tick out of the list and SGLang's requests from the rest."""
@@ -136,6 +153,12 @@ class SloScheduler(stock.Scheduler):
         # all of these are the host's monotone clock; what comes from another host counts from now
         arrival_s = sent_s if 0 < sent_s <= now < sent_s + OLDEST_ARRIVAL_S else now
         self.slo_book.open(req, slo, arrival_s, self.slo_model)
+        quantiles = self.slo_tick.log_quantiles.get(req.rid)
+        if new and quantiles is not None:
+            self.slo_book.predicted(req.slo_row, quantiles, self.slo_tick.confidence)
+            table, row = self.slo_book.table, req.slo_row
+            req.slo_predicted_tokens = float(table.expected_tokens[row])
+            req.slo_bound_tokens = float(table.remaining_tokens[row])
         if new and self.slo_reporter is not None:
             self.slo_reporter.opened(req, arrival_s, now)
         self._look_up_prefix(req)
@@ -172,8 +195,13 @@ class SloScheduler(stock.Scheduler):
 
     def _sweep(self, step: NextBatchPlan | None) -> None:
         for req in self.slo_book.sweep(self._alive(step)):
+            self._ended(req)
             if self.slo_reporter is not None:
                 self.slo_reporter.ended(req, clock.now())
+
+    def _ended(self, req: Req) -> None:
+        if self.slo_lengths is not None:
+            self.slo_lengths.ended(req)
 
     def _rejoin(self, running_batch: ScheduleBatch) -> ScheduleBatch:
         part, self.slo_split = self.slo_split, None
@@ -233,6 +261,8 @@ class SloScheduler(stock.Scheduler):
                     self._open(req)
             waiting = book.rows(queue)
         decoding = book.rows(running_batch.reqs)
+        if self.forward_ct % BOUND_EVERY == 0 and len(decoding):
+            table.bound_lengths(decoding, self.slo_tick.confidence)
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         may_split = running_batch.is_empty() or batches.can_split(running_batch)
         return View(
@@ -364,7 +394,8 @@ class SloScheduler(stock.Scheduler):
             now = clock.now()
             self.slo_ended.append((batch.forward_iter, now))
             with self._noted("results"):
-                self.slo_book.tokens_out(batch.reqs)
+                for req in self.slo_book.tokens_out(batch.reqs):
+                    self._ended(req)
             self.slo_observer.refresh(now, partial(gauges, self))
 
     def abort_request(self, recv_req: Any) -> None:
