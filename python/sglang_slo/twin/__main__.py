@@ -1,34 +1,50 @@
-"""`python -m sglang_slo.twin`: the scheduler in virtual time, from the command line."""
+"""`python -m sglang_slo.twin`: the real scheduler in virtual time, from the command line.
+
+    run       one scheduler on one workload
+    compare   ours, ours with parts off, stock defaults, best stock
+    capacity  the highest load at which a target share of requests is kept
+    bound     what no scheduler can exceed
+    plot      the same as pictures
+
+SGLang's own flags and --slo-* are accepted behind every command that runs a scheduler. Each command is a
+module with `add_arguments(parser)` and `command(args, rest) -> exit status`, loaded when it is called.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
+from sglang_slo.config import ConfigError
+from sglang_slo.core.latency import ProfileError
+from sglang_slo.twin.workload import WorkloadError
+
+COMMANDS = ("run", "compare", "capacity", "bound", "plot")
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sglang_slo.twin", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="one scheduler on one workload", allow_abbrev=False)
-    run.add_argument("--workload", required=True)
-    run.add_argument("--scheduler", choices=("slo", "stock"), default="slo")
-    run.add_argument("--load", type=float, default=1.0)
-    run.add_argument("--data", type=Path)
-    run.add_argument("--seed", type=int)
-    run.add_argument("--max-requests", type=int)
-    run.add_argument("--json", action="store_true")
-    args, rest = parser.parse_known_args(argv)
-    from sglang_slo.twin import driver
-    from sglang_slo.twin.workload import load_workload
-
-    workload = load_workload(
-        args.workload, load=args.load, data=args.data, seed=args.seed, max_requests=args.max_requests
+    """Entry point; returns the exit status: 0, or 2 for input that cannot be used."""
+    argv = sys.argv[1:] if argv is None else argv
+    there = [c for c in COMMANDS if (Path(__file__).parent / f"{c}.py").exists()]
+    if not argv or argv[0] not in there:
+        print(__doc__ if not argv or argv[0] in ("-h", "--help") else f"need one of {', '.join(there)}")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    module = importlib.import_module(f"sglang_slo.twin.{argv[0]}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m sglang_slo.twin {argv[0]}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    result = driver.run(workload, args.scheduler, rest)
-    print(result.to_json())
-    return 0
+    module.add_arguments(parser)
+    args, rest = parser.parse_known_args(argv[1:])
+    try:
+        return int(module.command(args, rest))
+    except (WorkloadError, ConfigError, ProfileError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

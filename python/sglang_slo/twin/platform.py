@@ -5,7 +5,9 @@ Must be imported before anything of SGLang's, since SGLang looks for its device 
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,7 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def settle() -> None:
-    """Fix the platform of this process."""
+    """Fix the platform of this process, and keep quiet about what a plain CPU lacks."""
+    for noisy in ("sglang", "torch.utils.cpp_extension"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"sglang\..*")
     from sglang.srt import platforms
 
     from sglang_slo.runtime.native_cpu import NativeCpuPlatform

@@ -270,7 +270,9 @@ def _resolve(name: str, folders: list[Path], where: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     looked = ", ".join(str(f) for f in folders)
-    raise WorkloadError(f"{where}: no file {name!r} in {looked} (--data names a further folder)")
+    raise WorkloadError(
+        f"{where}: no file {name!r} in {looked} (--data or SGLANG_SLO_DATA names a further folder)"
+    )
 
 
 def _read_trace(path: Path, rng: np.random.Generator) -> Stream:

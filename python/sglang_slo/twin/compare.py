@@ -1,0 +1,126 @@
+"""`compare`: ours, ours with each part off, stock SGLang as it comes, and the best stock of a grid.
+
+The grid is fcfs/lpm/priority x mixed on/off x chunk 256..8192 x conservativeness 0.3/1.0. Not all is run:
+  - lpm is fcfs where no prompt shares a prefix (no cached token under fcfs: all prefix lengths tie);
+  - priority is fcfs where all requests are of one class;
+  - conservativeness 0.3 only for the four best at 1.0: it moves admission alone, little beside the rest.
+The first two lose nothing; `--full-grid` runs everything. The winner has the best attainment, then goodput.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sglang_slo.twin import flags
+from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.runs import Spec, run_all, show_progress
+from sglang_slo.twin.table import Row, legend, render
+
+CHUNKS = (256, 512, 1024, 2048, 4096, 8192)
+POLICIES = ("fcfs", "lpm", "priority")
+FINALISTS = 4
+# Each part of ours, switched off (or to its alternatives) alone.
+PARTS = {
+    "chunk fixed": ("--slo-chunk", "fixed"),
+    "order stock": ("--slo-order", "stock"),
+    "packing greedy": ("--slo-packing", "greedy"),
+    "mix always": ("--slo-mix", "always"),
+    "mix never": ("--slo-mix", "never"),
+    "park off": ("--slo-park", "off"),
+    "decode buckets off": ("--slo-decode-buckets", "off"),
+    "length mean": ("--slo-length", "mean"),
+    "length none": ("--slo-length", "none"),
+    "bound hoeffding": ("--slo-bound", "hoeffding"),
+    "kv stock": ("--slo-kv", "stock"),
+    "preempt recompute": ("--slo-preempt", "recompute"),
+    "preempt stock": ("--slo-preempt", "stock"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `compare`."""
+    flags.add_workload(parser)
+    parser.add_argument("--no-parts", action="store_true", help="leave out ours with each part off")
+    parser.add_argument("--full-grid", action="store_true", help="run every setting of the stock grid")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plots (default: out)")
+
+
+def command(args: argparse.Namespace, rest: list[str]) -> int:
+    """Run and print. `rest`: further flags, --slo-* ones for ours and the others for everybody."""
+    ours, shared = flags.split(rest)
+    base = flags.spec(args, "stock", shared)
+    show = show_progress
+    slo = [replace(base, scheduler="slo", argv=(*shared, *ours), name="ours")]
+    if not args.no_parts:
+        slo += [
+            replace(slo[0], argv=(*slo[0].argv, *off), name=f"ours, {name}") for name, off in PARTS.items()
+        ]
+    results = run_all([replace(base, name="stock defaults"), *slo], args.jobs, show, not args.no_cache)
+    grid = best_stock(base, args.jobs, full=args.full_grid, keep=not args.no_cache)
+    best = max(grid, key=_merit)
+    rows: list[Row] = [
+        (slo[0].name, results[1]),
+        (f"best stock: {best.scheduler.removeprefix('stock ')}", best),
+        ("stock defaults", results[0]),
+        *((r.scheduler, r) for r in results[2:]),
+    ]
+    if args.json:
+        for result in [*results, *grid]:
+            print(result.to_json())
+        return 0
+    print(render(rows))
+    print(
+        f"\n{legend(best)}\nBest of {len(grid)} stock settings by attainment; see --help for which are tried."
+    )
+    _plot([result for _, result in rows[:3]], args.out)
+    return 0
+
+
+def best_stock(base: Spec, jobs: int | None = None, full: bool = False, keep: bool = True) -> list[RunResult]:
+    """Results of the stock grid on the workload of `base`, in the order they were run."""
+    first = [_setting(base, "fcfs", mixed, chunk) for mixed in (True, False) for chunk in CHUNKS]
+    results = run_all(first, jobs, show_progress, keep)
+    policies = list(POLICIES[1:])
+    if not full and not any(r.requests.cached_tokens.any() for r in results):
+        policies.remove("lpm")
+    if not full and len(set(results[0].requests.class_id.tolist())) == 1:
+        policies.remove("priority")
+    second = [
+        _setting(base, p, mixed, chunk) for p in policies for mixed in (True, False) for chunk in CHUNKS
+    ]
+    results += run_all(second, jobs, show_progress, keep)
+    specs = first + second
+    order = sorted(range(len(specs)), key=lambda i: _merit(results[i]), reverse=True)
+    finalists = order if full else order[:FINALISTS]
+    loose = ("--schedule-conservativeness", "0.3")
+    third = [
+        replace(specs[i], argv=(*specs[i].argv, *loose), name=specs[i].name + " loose") for i in finalists
+    ]
+    return results + run_all(third, jobs, show_progress, keep)
+
+
+def _setting(base: Spec, policy: str, mixed: bool, chunk: int) -> Spec:
+    argv = ["--chunked-prefill-size", str(chunk)]
+    # Priority is a switch over fcfs order in SGLang, not a policy of its own.
+    argv += ["--enable-priority-scheduling"] if policy == "priority" else ["--schedule-policy", policy]
+    argv += ["--enable-mixed-chunk"] if mixed else []
+    name = f"stock {policy} {'mixed ' if mixed else ''}{chunk}"
+    return replace(base, argv=(*base.argv, *argv), name=name)
+
+
+def _merit(result: RunResult) -> tuple[float, float]:
+    return result.attainment, result.goodput_rps
+
+
+def _plot(results: list[RunResult], folder: Path) -> None:
+    try:
+        plot = importlib.import_module("sglang_slo.twin.plot")
+    except ImportError as error:
+        print(f"no plots: {error}", file=sys.stderr)
+        return
+    for path in plot.compare(results, folder):
+        print(f"wrote {path}")
