@@ -233,3 +233,27 @@ def test_switches_change_the_form_of_an_iteration() -> None:
     assert not plan_with(mix="never").mixed
     assert plan_with(chunk="fixed").prefill[0][1] == 6000
     assert plan_with(chunk="dynamic").prefill[0][1] < 6000
+
+
+def test_only_what_would_wait_past_the_queue_limit_is_shed() -> None:
+    device = Device(SloConfig(queue_limit_s=3.0))
+    for _ in range(60):  # a busy time, in which the line of the lost moves at its share
+        while sum(device.table.prefill_tokens(np.array(device.waiting, np.int64))) < 20_000:
+            device.arrive(Slo(5.0, 0.05), 1000, 2)
+        device.step()
+    first = device.arrive(Slo(), 500, 2)
+    for _ in range(40):
+        device.arrive(Slo(), 4000, 2)
+    while sum(device.table.prefill_tokens(np.array(device.waiting, np.int64))) < 220_000:
+        device.arrive(Slo(5.0, 0.05), 1000, 2)
+    plan = device.planner.plan(device.view())
+    assert plan.shed and first not in plan.shed
+    assert all(not np.isfinite(device.table.deadline_s[row]) or device.table.deadline_s[row] < 99 for row in plan.shed)
+    assert not set(plan.shed) & {row for row, _ in plan.prefill}
+
+
+def test_nothing_is_shed_without_a_queue_limit() -> None:
+    device = Device()
+    for _ in range(40):
+        device.arrive(Slo(), 8000, 2)
+    assert not any(device.step().shed for _ in range(50))

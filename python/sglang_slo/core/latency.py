@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+MOST_TOKENS = 10**9  # a chunk without a limit
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -103,6 +105,8 @@ class LatencyModel:
         compute  c_attn/2 n^2 + (c_tok + c_attn h) n + (c_tok new0 + c_attn pairs0) <= b     (quadratic in n)
         memory   w + c_kv (context0 + h + n) <= b                                            (linear in n)
         """
+        if time_s == math.inf:
+            return MOST_TOKENS
         c = self.coefficients
         b = time_s - c.t0_extend
         a2, a1 = c.c_attn / 2, c.c_tok + c.c_attn * history_tokens
@@ -119,11 +123,11 @@ class LatencyModel:
             memory = (b - c.w) / c.c_kv - base.context_tokens - history_tokens
         elif c.w > b:
             return 0
-        n = int(max(min(compute, memory, 1e9), 0))
+        n = int(max(min(compute, memory, MOST_TOKENS), 0))
         # rounding of floats can be one off either way
         while n > 0 and self.iteration_s(base.with_chunk(history_tokens, n)) > time_s:
             n -= 1
-        while n < 10**9 and self.iteration_s(base.with_chunk(history_tokens, n + 1)) <= time_s:
+        while n < MOST_TOKENS and self.iteration_s(base.with_chunk(history_tokens, n + 1)) <= time_s:
             n += 1
         return n
 

@@ -10,6 +10,7 @@ tokens (`LostLine`), so that none of them waits longer than the work ahead of it
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 # Moore's rule looks at so many requests at most, the ones with the nearest deadlines: those behind are not
 # reached within an iteration anyway, and planning stays under a millisecond with thousands waiting.
 MOORE_WINDOW = 512
+RATE_MEMORY_S = 10.0  # how far back the rate of the lost line looks
 
 
 def winnable(deadline_s: np.ndarray, work_s: np.ndarray, start_s: float) -> np.ndarray:
@@ -58,6 +60,10 @@ class LostLine:
     share: float
     cap_tokens: float = 16384.0
     credit_tokens: float = 0.0
+    _seen_s: float = math.inf  # time of the last account
+    _elapsed_s: float = 0.0  # all three forget with RATE_MEMORY_S
+    _all_tokens: float = 0.0
+    _own_tokens: float = 0.0
 
     def earn(self, prefilled_tokens: int, waiting: bool) -> None:
         """Account an iteration's prefill; without anyone lost waiting, nothing is earned."""
@@ -69,6 +75,22 @@ class LostLine:
     def spend(self, tokens: int) -> None:
         """Tokens that were prefilled for lost requests; leftovers beyond the credit are free."""
         self.credit_tokens = max(self.credit_tokens - tokens, 0.0)
+
+    def account(self, now_s: float, own_tokens: int, all_tokens: int) -> None:
+        """Note what an iteration at `now_s` prefilled for the lost, and in all: the rates that waits go by."""
+        passed = max(now_s - self._seen_s, 0.0) if self._seen_s < math.inf else 0.0
+        self._seen_s = now_s
+        keep = math.exp(-passed / RATE_MEMORY_S)
+        self._elapsed_s = self._elapsed_s * keep + passed
+        self._all_tokens = self._all_tokens * keep + all_tokens
+        self._own_tokens = self._own_tokens * keep + own_tokens
+
+    def wait_s(self, ahead_tokens: np.ndarray) -> np.ndarray:
+        """Expected wait behind `ahead_tokens` of the line: at the rate it has had lately, at least its share of all."""
+        if self._elapsed_s < RATE_MEMORY_S / 10:
+            return np.zeros(len(ahead_tokens))  # too early to tell
+        rate = max(self._own_tokens, self.share * self._all_tokens) / self._elapsed_s
+        return ahead_tokens / rate if rate > 0 else np.full(len(ahead_tokens), math.inf)
 
     def turns(self, need_tokens: np.ndarray, iteration_tokens: int) -> int:
         """How many at the head of the line have earned their next prefill; `need_tokens` int[n], in line order.

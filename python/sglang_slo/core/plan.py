@@ -59,6 +59,7 @@ class IterationPlan:
     predicted_s: float = 0.0
     budget_s: float = 0.0
     next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
+    shed: list[int] = field(default_factory=list)  # rows that would wait longer than the queue limit
     winnable: int = 0
     lost: int = 0
 
@@ -88,7 +89,11 @@ class Planner:
         taken = {row for row, _ in filling.prefill}
         following = [row for row in line[: len(taken) + NEXT_IN_LINE] if row not in taken]
         if not filling.prefill:
-            return replace(self._decode_only(view, decodes, ranking), next_in_line=following)
+            return replace(
+                self._decode_only(view, decodes, ranking),
+                next_in_line=following,
+                shed=self._shed(view, ranking),
+            )
         return IterationPlan(
             prefill=filling.prefill,
             decode=decodes.positions if decodes and budget.mixed else None,
@@ -96,6 +101,7 @@ class Planner:
             predicted_s=view.model.iteration_s(filling.shape),
             budget_s=budget.time_s,
             next_in_line=following,
+            shed=[row for row in self._shed(view, ranking) if row not in taken],
             winnable=len(ranking.winnable_rows),
             lost=len(ranking.lost_rows),
         )
@@ -155,17 +161,41 @@ class Planner:
         """Rows in order of service. The lost go behind the winnable, but for those that have earned their turn."""
         winnable, lost = ranking.winnable_rows, ranking.lost_rows
         if self.config.packing == "dual":
-            winnable = packing.pack(view, budget, winnable)
+            winnable = self._packed(view, budget, winnable)
         turns = 0
         if len(lost) and len(winnable):
             needs = view.table.prefill_tokens(lost[:MOST_TURNS])
             turns = self.lost.turns(needs, budget.tokens(view.model))
         return [*lost[:turns].tolist(), *winnable.tolist(), *lost[turns:].tolist()]
 
+    def _packed(self, view: View, budget: Budget, rows: np.ndarray) -> np.ndarray:
+        table, model = view.table, view.model
+        head = rows[: packing.WINDOW]
+        tokens = table.prefill_tokens(head)
+        work_s = model.prefill_s_array(table.history_tokens[head], tokens)
+        slack_s = table.deadline_s[head] - view.base_s - work_s
+        kv = table.held_tokens(head) + table.remaining_tokens[head]
+        room = view.free_tokens - len(view.decoding)
+        most = min(budget.tokens(model), view.most_chunk_tokens)
+        packed = packing.pack(head, slack_s, tokens, kv, most, room, budget.time_s)
+        return np.concatenate([packed, rows[len(head) :]])
+
     def _account_lost(self, ranking: Ranking, filling: Filling) -> None:
         lost = set(ranking.lost_rows.tolist())
-        self.lost.earn(sum(tokens for _, tokens in filling.prefill), bool(lost))
-        self.lost.spend(sum(tokens for row, tokens in filling.prefill if row in lost))
+        own = sum(tokens for row, tokens in filling.prefill if row in lost)
+        everything = sum(tokens for _, tokens in filling.prefill)
+        self.lost.earn(everything, bool(lost))
+        self.lost.spend(own)
+        self.lost.account(filling.base_s, own, everything)
+
+    def _shed(self, view: View, ranking: Ranking) -> list[int]:
+        """Of the lost that have not begun, those that the line ahead would keep waiting past the queue limit."""
+        limit_s, lost, table = self.config.queue_limit_s, ranking.lost_rows, view.table
+        if limit_s is None or not len(lost):
+            return []
+        waits = self.lost.wait_s(np.cumsum(table.prefill_tokens(lost)))
+        untouched = (table.output_tokens[lost] == 0) & (lost != view.chunked)
+        return lost[untouched & (waits > limit_s)].tolist()
 
 
 def _prefill_share(model: LatencyModel, budget: Budget) -> float:
@@ -182,6 +212,7 @@ class Filling:
         self.prefill: list[tuple[int, int]] = []
         self.shape = budget.base
         self.full = False
+        self.base_s = view.base_s
         self._view = view
         self._time_s = budget.time_s / view.model.residual_quantile
         self._chunk_left = view.most_chunk_tokens

@@ -16,6 +16,7 @@ import orjson
 from sglang_slo.config import SloConfig
 from sglang_slo.runtime.limits import LimitError, parse_headers
 from sglang_slo.runtime.rewrite import rewrite
+from sglang_slo.runtime.shed import shed_answers
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,6 +49,8 @@ class Ingress:
             return await _refuse(error, native=path == NATIVE, send=send)
         if new is not body:
             scope = {**scope, "headers": _with_length(scope["headers"], len(new))}
+        if self.config.queue_limit_s is not None:
+            send = shed_answers(send, self.config.queue_limit_s)
         return await self.app(scope, _replay(new, receive), send)
 
 

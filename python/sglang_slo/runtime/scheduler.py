@@ -11,10 +11,12 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 from sglang.srt.managers import scheduler as stock
+from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
 from sglang.srt.mem_cache.common import release_kv_cache
 
@@ -231,9 +233,27 @@ class SloScheduler(stock.Scheduler):
         self._pin_next()
         plan = self.slo_planner.plan(self._view(running_batch))
         self.slo_next_in_line = plan.next_in_line
+        if plan.shed:
+            self._shed(plan.shed)
         for row, _ in plan.prefill:
             self.slo_pins.release(row)
         return plan
+
+    def _shed(self, rows: list[int]) -> None:
+        """Refuse requests that would wait longer than the queue limit: HTTP 503, which names a time to retry."""
+        limit_s = self.slo_config.queue_limit_s
+        message = f"the queue is longer than {limit_s:g} s (--slo-queue-limit-s): try again later"
+        reason = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": message}
+        for req in [self.slo_book.reqs[row] for row in rows]:
+            self.waiting_queue.remove(req)
+            self.ipc_channels.send_to_tokenizer.send_output(
+                AbortReq(finished_reason=reason, rid=req.rid), req
+            )
+            req.time_stats.trace_ctx.abort(abort_info={"reason": message})
+            self.slo_book.close(req)
+            self._ended(req)
+            if self.slo_reporter is not None:
+                self.slo_reporter.ended(req, clock.now(), "shed")
 
     def _pin_next(self) -> None:
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
