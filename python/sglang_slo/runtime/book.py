@@ -36,6 +36,7 @@ class Launch:
     predicted_s: float
     end_s: float
     duration_s: float | None = None  # measured
+    idle_s: float = 0.0  # how long the device had been idle when it was launched, as measured
 
 
 class RequestBook:
@@ -134,6 +135,7 @@ class RequestBook:
             return None
         launch = self.inflight.popleft()
         launch.duration_s = end_s - max(launch.launched_s, self._last_end_s)
+        launch.idle_s = max(launch.launched_s - self._last_end_s, 0.0)
         self._last_end_s = end_s
         self._count_gaps(launch, end_s)
         previous = end_s

@@ -33,6 +33,7 @@ from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
 from sglang_slo.runtime.lengths import ArrivingLengths, length_folder, vocabulary_of
 from sglang_slo.runtime.limits import LimitError, received_s, slo_of
+from sglang_slo.runtime.online_fit import OnlineFit
 from sglang_slo.runtime.pins import Pins
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
@@ -61,6 +62,7 @@ class SloScheduler(stock.Scheduler):
             logger.warning("sglang-slo: stock scheduling: %s", reason)
             return
         self.slo_model = startup_model(self)
+        self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap)
         self.slo_book = RequestBook()
         self.slo_planner = Planner(self.slo_config)
         self.slo_tick = Tick(clock.now())
@@ -114,7 +116,7 @@ class SloScheduler(stock.Scheduler):
             with self._noted("lengths"):
                 quantiles = lengths.predict(requests)
                 confidence = lengths.confidence(now, len(quantiles), len(self.waiting_queue))
-        return Tick(now, ended, log_quantiles=quantiles, confidence=confidence)
+        return Tick(now, ended, self.slo_fit.maybe_refit(), quantiles, confidence)
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         """Take the tick out of the list and SGLang's requests from the rest."""
@@ -133,7 +135,9 @@ class SloScheduler(stock.Scheduler):
     def _take(self, tick: Tick) -> None:
         self.slo_tick = tick
         for iteration, end_s in tick.ended:
-            self.slo_book.ended(iteration, end_s)
+            launch = self.slo_book.ended(iteration, end_s)
+            if launch is not None:
+                self.slo_fit.add(launch)
         if tick.model is not None:
             self.slo_model = tick.model
 

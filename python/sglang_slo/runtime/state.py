@@ -7,7 +7,6 @@ still has room for, per second of such iterations; and the KV left below the for
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -41,7 +40,7 @@ def gauges(scheduler: SloScheduler) -> Gauges:
         chunk_tokens=sum(tokens for _, tokens in plan.prefill) if plan else 0,
         plan_s=scheduler.slo_plan_s,
         kv=kv,
-        latency=latency(scheduler),
+        latency=scheduler.slo_fit.metrics(),
         headroom=headroom(scheduler, decoding, kv, set(queued)),
     )
 
@@ -72,12 +71,6 @@ def kv_tokens(scheduler: SloScheduler, decoding: np.ndarray) -> dict[str, float]
         "forecast_peak": peak,
         "reserve": reserve,
     }
-
-
-def latency(scheduler: SloScheduler) -> dict[str, float]:
-    """Parameters of the latency model, and the high quantile of measured over predicted."""
-    model = scheduler.slo_model
-    return {**dataclasses.asdict(model.coefficients), "residual_quantile": model.residual_quantile}
 
 
 def headroom(

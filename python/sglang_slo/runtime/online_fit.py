@@ -1,0 +1,95 @@
+"""Keeps the latency model true while serving: takes in measured iterations, and every so often fits them.
+
+Runs on the rank whose tick is broadcast; the others get the result in the tick, so all plan with the same
+model. The fit starts from the profile each time, never from the last fit: what traffic never shows stays as
+profiled, and errors cannot build up. A refit that changes next to nothing is not put into force.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sglang_slo.core.fit import fit, predict_s, residual_quantile
+from sglang_slo.core.latency import LatencyModel
+from sglang_slo.core.samples import SampleWindow
+
+if TYPE_CHECKING:
+    from sglang_slo.runtime.book import Launch
+
+logger = logging.getLogger(__name__)
+
+FIRST_REFIT = 32  # iterations
+REFIT_EVERY = 64  # iterations
+AFTER_FAILURE = 16_384  # iterations until the next try
+LEVEL = 0.99  # the quantile of measured/predicted that budgets are planned with
+IDLE_WEIGHT = 0.1  # of an iteration that found the device idle: its time includes the scheduler's own
+LEAST_CHANGE = 0.005  # of predictions, relative, for a refit to come into force
+LONGEST_S = 60.0  # what takes longer was no iteration (a suspended process)
+
+
+class OnlineFit:
+    """The samples of one server, and the model fitted to them last.
+
+    `overlap`: iterations are launched while the one before runs, so that one which finds the device idle is
+    not like the others.
+    """
+
+    def __init__(self, start: LatencyModel, overlap: bool = True) -> None:
+        self.start = self.model = start
+        self.window = SampleWindow()
+        self.refits = 0  # that came into force
+        self.drift = 1.0
+        self._overlap = overlap
+        self._next = FIRST_REFIT
+
+    def add(self, launch: Launch) -> None:
+        """Take in an iteration whose end has been measured."""
+        seconds = launch.duration_s
+        if seconds is None or not 0 < seconds < LONGEST_S or launch.shape.new_tokens <= 0:
+            return
+        idle = self._overlap and launch.idle_s > 0
+        self.window.add(launch.shape, seconds, IDLE_WEIGHT if idle else 1.0)
+
+    def maybe_refit(self) -> LatencyModel | None:
+        """The model as refitted now; None if it is not time yet, or if the one in force is as good."""
+        if self.window.added < self._next:
+            return None
+        self._next = self.window.added + REFIT_EVERY
+        try:
+            return self._refit()
+        except Exception:
+            logger.exception("sglang-slo: the latency model could not be refitted; the one in force stays")
+            self._next = self.window.added + AFTER_FAILURE
+            return None
+
+    def _refit(self) -> LatencyModel | None:
+        recent = self.window.recent()
+        if len(recent) < FIRST_REFIT:
+            return None
+        coefficients = fit(self.window.diverse(), self.start.coefficients)
+        predicted, before = predict_s(coefficients, recent), predict_s(self.model.coefficients, recent)
+        quantile = residual_quantile(recent.seconds / predicted, LEVEL)
+        self.drift = float(np.median(recent.seconds / predict_s(self.start.coefficients, recent)))
+        change = float(np.mean(np.abs(predicted / before - 1)))
+        if max(change, abs(quantile / self.model.residual_quantile - 1)) < LEAST_CHANGE:
+            return None
+        self.refits += 1
+        self.model = replace(self.model, coefficients=coefficients, residual_quantile=quantile)
+        return self.model
+
+    def metrics(self) -> dict[str, float]:
+        """What is shown of the model: coefficients (s), the quantile in force, drift, samples and refits.
+
+        `drift`: median of measured / predicted by the profile the server started with; 1 is as profiled.
+        """
+        return {
+            **asdict(self.model.coefficients),
+            "residual_quantile": self.model.residual_quantile,
+            "drift": self.drift,
+            "samples": len(self.window),
+            "refits": self.refits,
+        }
