@@ -11,8 +11,10 @@ samples' noise leaves it. The same samples and prior give the same coefficients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ ROUNDS = 12  # of assigning regimes and fitting; it settles in three to six
 HUBER = 1.345  # in robust standard deviations: 95 % efficient on normal errors (Huber, 1964)
 PRIOR_SPREAD = 0.25  # a profile may be this far off (relative)
 LEAST_SPREAD = 2e-3  # relative; errors below it are all the same to the fit
+TAIL = 8  # samples beyond a quantile that make it worth counting
 EXACT = 1e-9  # relative; no fit needs to be better
 
 
@@ -74,14 +77,21 @@ def guesses(samples: Samples) -> list[Coefficients]:
 
 
 def residual_quantile(ratios: Floats, level: float, most: float = 2.0) -> float:
-    """The `level` quantile of measured/predicted, the larger of its two neighbours, within [1, most].
+    """The `level` quantile of measured/predicted, within [1, most].
 
+    Counted where at least TAIL of the ratios lie beyond it. With fewer, the tail is the larger of what was seen
+    and of what a lognormal with the ratios' median and robust spread would have: exp(median + z(level) sigma).
     At least 1: a budget is never planned longer than the prediction. At most `most`: rare stalls of the host,
     which no budget can prevent, must not throttle every iteration.
     """
     if len(ratios) == 0:
         return 1.0
     quantile = float(np.quantile(ratios, level, method="higher"))
+    if len(ratios) * (1 - level) < TAIL:
+        logs = np.log(np.maximum(ratios, 1e-9))
+        middle = float(np.median(logs))
+        sigma = 1.4826 * float(np.median(np.abs(logs - middle)))
+        quantile = max(quantile, math.exp(middle + NormalDist().inv_cdf(level) * sigma))
     return round(min(max(quantile, 1.0), most), 4)
 
 

@@ -3,9 +3,10 @@
     T = t0(mode) + max(c_tok * new + c_attn * pairs,  w + c_kv * context)
         fixed          compute                        memory traffic
 
-`new` tokens go through the layers (decodes count one each); `pairs` = sum over prefill chunks of n * (history + n/2),
-the query-context products of attention; `context` = all tokens whose KV is read; `w` = reading the weights once.
-A lone decode batch has its own t0. All coefficients are seconds (per token, per pair), all at least zero.
+`new` tokens go through the layers (decodes count one each); `pairs` = sum over prefill chunks of
+n * (history + n/2), the query-context products of attention; `context` = all tokens whose KV is read; `w` =
+reading the weights once. A lone decode batch has its own t0. All coefficients are seconds (per token, per
+pair), all at least zero.
 The same JSON profile drives the server and the twin.
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ class BatchShape:
     context_tokens: int = 0
 
     def with_chunk(self, history_tokens: int, new_tokens: int) -> BatchShape:
-        """This batch with one more prefill chunk of `new_tokens` behind `history_tokens` already in the cache."""
+        """This batch with one more prefill chunk of `new_tokens` behind `history_tokens` in the cache."""
         return BatchShape(
             True,
             self.new_tokens + new_tokens,
@@ -98,10 +101,10 @@ class LatencyModel:
         return new_tokens * (c.c_tok + c.c_attn * (history_tokens + 0.5 * new_tokens))
 
     def largest_chunk(self, base: BatchShape, history_tokens: int, time_s: float) -> int:
-        """Most tokens n such that `base` with a chunk of n behind `history_tokens` is predicted to end in `time_s`.
+        """Most tokens n such that `base` with a chunk of n behind `history_tokens` is predicted to fit `time_s`.
 
         Exact: iteration_s(n) <= time_s < iteration_s(n + 1); 0 if not even one token fits.
-        From t0 + max(compute, memory) <= time_s both sides are solved alone, with m = pairs and context of `base`:
+        From t0 + max(compute, memory) <= time_s both sides are solved alone, b = time_s - t0:
         compute  c_attn/2 n^2 + (c_tok + c_attn h) n + (c_tok new0 + c_attn pairs0) <= b     (quadratic in n)
         memory   w + c_kv (context0 + h + n) <= b                                            (linear in n)
         """
@@ -111,28 +114,23 @@ class LatencyModel:
         b = time_s - c.t0_extend
         a2, a1 = c.c_attn / 2, c.c_tok + c.c_attn * history_tokens
         a0 = c.c_tok * base.new_tokens + c.c_attn * base.pairs - b
-        if a0 > 0:
-            return 0
-        if a2 > 0:
+        compute = memory = math.inf
+        if a0 >= 0:
+            compute = 0.0
+        elif a1 > 0 or a2 > 0:
             # the numerically stable root of a2 n^2 + a1 n + a0 = 0 (no cancellation for small a2)
-            compute = -2 * a0 / (a1 + math.sqrt(a1 * a1 - 4 * a2 * a0)) if a1 or a0 else 0.0
-        else:
-            compute = -a0 / a1 if a1 > 0 else math.inf
-        memory = math.inf
+            compute = -2 * a0 / (a1 + math.sqrt(a1 * a1 - 4 * a2 * a0))
         if c.c_kv > 0:
             memory = (b - c.w) / c.c_kv - base.context_tokens - history_tokens
         elif c.w > b:
-            return 0
-        n = int(max(min(compute, memory, MOST_TOKENS), 0))
-        # rounding of floats can be one off either way
-        while n > 0 and self.iteration_s(base.with_chunk(history_tokens, n)) > time_s:
-            n -= 1
-        while n < MOST_TOKENS and self.iteration_s(base.with_chunk(history_tokens, n + 1)) <= time_s:
-            n += 1
-        return n
+            memory = 0.0
+        near = int(max(min(compute, memory, MOST_TOKENS), 0))
+        return _last_true(
+            lambda n: self.iteration_s(base.with_chunk(history_tokens, n)) <= time_s, near, MOST_TOKENS
+        )
 
     def saturating_tokens(self) -> int:
-        """Prefill tokens beyond which a larger iteration gains under 2 % of throughput: fixed cost / 2 % of c_tok."""
+        """Tokens beyond which a larger prefill gains under 2 % of throughput: fixed cost / 2 % of c_tok."""
         c = self.coefficients
         return max(int(c.t0_extend / (0.02 * max(c.c_tok, 1e-9))), 256)
 
@@ -143,7 +141,7 @@ class LatencyModel:
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""
-        partial = path.with_suffix(".partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}")  # replicas may write at the same time
         partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
         partial.replace(path)
 
@@ -164,8 +162,7 @@ class LatencyModel:
         names = Coefficients.__dataclass_fields__
         for name in names:
             value = raw["coefficients"].get(name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
+            if not _number_of(0)(value):
                 raise ProfileError(
                     f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}"
                 )
@@ -174,7 +171,56 @@ class LatencyModel:
         if unknown:
             raise ProfileError(f"profile {where}: unknown field {sorted(unknown)[0]!r}")
         rest = {k: v for k, v in raw.items() if k != "coefficients"}
+        for name, value in rest.items():
+            accepted, good = FIELDS[name]
+            if not good(value):
+                raise ProfileError(f"profile {where}: {name}: need {accepted}, got {value!r}")
         return LatencyModel(Coefficients(**raw["coefficients"]), **rest)
+
+
+def _number_of(low: float, strictly: bool = False) -> Callable[[Any], bool]:
+    def good(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return value > low if strictly else value >= low
+
+    return good
+
+
+# What a profile file may hold beside the coefficients: what is accepted, in words and as a test.
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "residual_quantile": ("a number of at least 1", _number_of(1)),
+    "name": ("text", lambda value: isinstance(value, str)),
+    "kv_capacity_tokens": ("a number of tokens of at least 0", _number_of(0)),
+    "measured": ("true or false", lambda value: isinstance(value, bool)),
+    "swap_bytes_per_s": ("a number above 0", _number_of(0, strictly=True)),
+    "swap_overhead_s": ("seconds of at least 0", _number_of(0)),
+    "kv_bytes_per_token": ("a number above 0", _number_of(0, strictly=True)),
+    "meta": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
+def _last_true(fits: Callable[[int], bool], near: int, most: int) -> int:
+    """The last n in [0, most] up to which `fits` is true (0 if not even 1 does), looked for around `near`.
+
+    Rounding moves the solution of an equation by a token or, where a coefficient is tiny, by many: the step
+    doubles until the end is between `low` (true) and `high` (false), then halves.
+    """
+    low, high, step = 0, most + 1, 1
+    if near > 0 and not fits(near):
+        high = near
+        while high - step > 0 and not fits(high - step):
+            high, step = high - step, 2 * step
+        low = max(high - step, 0)
+    else:
+        low = near
+        while low + step <= most and fits(low + step):
+            low, step = low + step, 2 * step
+        high = min(low + step, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 class ProfileError(ValueError):

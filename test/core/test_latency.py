@@ -1,0 +1,165 @@
+"""The latency model: a monotone prediction, its exact inverse, and files that say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, ProfileError, decode_shape
+
+H200 = Coefficients(6e-3, 1e-3, 2.7e-5, 1.3e-9, 4e-3, 3.3e-8)
+
+fixed_s = st.floats(0, 0.1)
+coefficients = st.builds(
+    Coefficients,
+    t0_extend=fixed_s,
+    t0_decode=fixed_s,
+    c_tok=st.one_of(st.just(0.0), st.floats(1e-7, 1e-2)),
+    c_attn=st.one_of(st.just(0.0), st.floats(1e-13, 1e-6)),
+    w=fixed_s,
+    c_kv=st.one_of(st.just(0.0), st.floats(1e-12, 1e-5)),
+)
+shapes = st.builds(
+    BatchShape,
+    extend=st.booleans(),
+    new_tokens=st.integers(0, 20_000),
+    pairs=st.floats(0, 1e9),
+    context_tokens=st.integers(0, 1_000_000),
+)
+histories = st.integers(0, 200_000)
+
+
+@settings(deadline=None)
+@given(coefficients, shapes, histories, st.floats(0, 2.0))
+@example(Coefficients(0.0, 0.0, 0.0, 0.0, 0.01, 1e-24), BatchShape(True), 0, 0.01)
+@example(Coefficients(0.0, 0.0, 1e-23, 0.0, 0.01, 0.0), BatchShape(True), 0, 0.01)
+@example(Coefficients(0.0, 0.0, 0.0, 1e-30, 0.0, 0.0), BatchShape(True, 1, 1e9), 0, 1e-20)
+def test_largest_chunk_is_exact_to_a_token(
+    c: Coefficients, base: BatchShape, history: int, time_s: float
+) -> None:
+    model = LatencyModel(c)
+    n = model.largest_chunk(base, history, time_s)
+    most = 10**9
+    assert 0 <= n <= most
+    if n > 0:
+        assert model.iteration_s(base.with_chunk(history, n)) <= time_s
+    if n < most:
+        assert model.iteration_s(base.with_chunk(history, n + 1)) > time_s
+
+
+@given(coefficients, shapes, histories, st.integers(1, 10_000), st.integers(0, 10_000))
+def test_more_prefill_never_takes_less_time(
+    c: Coefficients, base: BatchShape, history: int, tokens: int, more: int
+) -> None:
+    model = LatencyModel(c)
+    assume(base.extend)
+    small = model.iteration_s(base.with_chunk(history, tokens))
+    assert model.iteration_s(base) <= small <= model.iteration_s(base.with_chunk(history, tokens + more))
+    assert small <= model.iteration_s(base.with_chunk(history + more, tokens))
+
+
+@given(coefficients, st.integers(1, 500), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_more_context_never_takes_less_time(c: Coefficients, requests: int, context: int, more: int) -> None:
+    model = LatencyModel(c)
+    assert model.iteration_s(decode_shape(requests, context)) <= model.iteration_s(
+        decode_shape(requests, context + more)
+    )
+
+
+@given(shapes, histories, st.integers(1, 5000))
+def test_a_chunk_costs_its_own_history(base: BatchShape, history: int, tokens: int) -> None:
+    """Cut in two, a chunk makes as many query-context pairs as whole."""
+    whole = base.with_chunk(history, 2 * tokens)
+    halves = base.with_chunk(history, tokens).with_chunk(history + tokens, tokens)
+    assert halves.pairs == pytest.approx(whole.pairs)
+    assert halves.new_tokens == whole.new_tokens
+
+
+def test_prefill_seconds_are_those_of_arrays() -> None:
+    model = LatencyModel(H200)
+    histories, tokens = np.array([0, 10, 5000]), np.array([1, 100, 2000])
+    alone = [model.prefill_s(int(h), int(n)) for h, n in zip(histories, tokens, strict=True)]
+    assert model.prefill_s_array(histories, tokens) == pytest.approx(alone)
+
+
+def test_the_safe_time_is_longer_by_the_residual_quantile() -> None:
+    model = LatencyModel(H200, residual_quantile=1.3)
+    shape = decode_shape(8, 10_000)
+    assert model.safe_iteration_s(shape) == pytest.approx(1.3 * model.iteration_s(shape))
+
+
+def test_a_scaled_model_takes_as_much_longer() -> None:
+    shape = BatchShape(True, 8, 0.0, 10_000).with_chunk(100, 500)
+    model = LatencyModel(H200)
+    assert model.scaled(1.25).iteration_s(shape) == pytest.approx(1.25 * model.iteration_s(shape))
+
+
+# -- files
+
+
+def test_a_saved_profile_is_read_back(tmp_path: Path) -> None:
+    model = LatencyModel(H200, 1.07, "h200", 800_000, True, meta={"key": {"tp": 2}})
+    model.save(tmp_path / "p.json")
+    assert LatencyModel.load(tmp_path / "p.json") == model
+    assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
+
+
+def _raw(**changes: Any) -> dict[str, Any]:
+    names = Coefficients.__dataclass_fields__
+    good = {"coefficients": dict(zip(names, astuple(H200), strict=True))}
+    for name, value in changes.items():
+        (good["coefficients"] if name in names else good)[name] = value
+    return good
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        (_raw(c_tok=-1.0), "c_tok"),
+        (_raw(w=float("nan")), "coefficients.w"),
+        (_raw(c_kv="fast"), "c_kv"),
+        (_raw(t0_extend=True), "t0_extend"),
+        (_raw(speed=3), "speed"),
+        (_raw(residual_quantile="high"), "residual_quantile"),
+        (_raw(residual_quantile=0.5), "residual_quantile"),
+        (_raw(kv_capacity_tokens=-5), "kv_capacity_tokens"),
+        (_raw(swap_bytes_per_s=0.0), "swap_bytes_per_s"),
+        (_raw(meta=[1]), "meta"),
+        (_raw(name=7), "name"),
+        ({}, "coefficients"),
+        ([], "coefficients"),
+    ],
+)
+def test_a_bad_profile_names_the_file_and_the_field(tmp_path: Path, raw: Any, named: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ProfileError, match=named) as error:
+        LatencyModel.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_coefficient_is_named(tmp_path: Path) -> None:
+    raw = _raw()
+    del raw["coefficients"]["c_attn"]
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    with pytest.raises(ProfileError, match="c_attn"):
+        LatencyModel.load(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json"])
+def test_a_file_that_is_no_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ProfileError, match=r"p\.json"):
+        LatencyModel.load(tmp_path / "p.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="nowhere"):
+        LatencyModel.load(tmp_path / "nowhere.json")
