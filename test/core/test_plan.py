@@ -248,7 +248,10 @@ def test_only_what_would_wait_past_the_queue_limit_is_shed() -> None:
         device.arrive(Slo(5.0, 0.05), 1000, 2)
     plan = device.planner.plan(device.view())
     assert plan.shed and first not in plan.shed
-    assert all(not np.isfinite(device.table.deadline_s[row]) or device.table.deadline_s[row] < 99 for row in plan.shed)
+    assert all(
+        not np.isfinite(device.table.deadline_s[row]) or device.table.deadline_s[row] < 99
+        for row in plan.shed
+    )
     assert not set(plan.shed) & {row for row, _ in plan.prefill}
 
 

@@ -20,7 +20,7 @@ from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 
 
 def allowances_s(last_token_s: np.ndarray, tbt_s: np.ndarray, base_s: float, margin: float) -> np.ndarray:
-    """Seconds from `base_s` within which each decode must end, a share `margin` of the limit unused; float[n], inf: no limit."""
+    """Seconds from `base_s` within which each decode must end; float[n], inf: no limit. `margin`: share left unused."""
     return last_token_s + tbt_s * (1 - margin) - base_s
 
 

@@ -15,6 +15,8 @@ from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 class PlannedAdder(PrefillAdder):
     """Admits planned requests with their planned tokens; only one request of a batch may be cut short."""
 
+    new_chunked_req: Req | None
+
     def __init__(self, *args: Any, planned: dict[Req, int], **kwargs: Any) -> None:
         # the sums over running requests that the base class makes belong to the rule that the plan replaces
         running_batch, args = args[3], (*args[:3], None, *args[4:])

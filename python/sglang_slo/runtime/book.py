@@ -19,7 +19,7 @@ from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
 
 # a request that never passed through the queue has no row
-Req.slo_row = -1  # type: ignore[attr-defined]
+Req.slo_row = -1
 
 RECENT_ARRIVALS = 256
 

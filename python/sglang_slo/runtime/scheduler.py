@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sglang.srt.managers import scheduler as stock
@@ -53,6 +53,16 @@ SWEEP_EVERY = 256  # iterations between looks for requests that left on a path o
 class SloScheduler(stock.Scheduler):
     """A drop-in replacement of SGLang's scheduler. Settings come from the environment (`SloConfig.from_env`)."""
 
+    if TYPE_CHECKING:  # SGLang sets these without saying what they are
+        is_mixed_chunk: bool
+        request_receiver: Any
+        output_streamer: Any
+        policy: Any
+        waiting_queue: list[Req]
+        running_batch: ScheduleBatch
+        last_batch: ScheduleBatch | None
+        chunked_req: Req | None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.slo_config = SloConfig.from_env() or SloConfig()
         self.slo_on = False  # until everything is built, SGLang schedules
@@ -86,7 +96,7 @@ class SloScheduler(stock.Scheduler):
         """The predictor of output lengths, on the rank that broadcasts."""
         config = self.slo_config
         folder = length_folder(config, self.model_config.model_path, self.ps.dp_rank)
-        service = LengthService(config, "child", folder, vocabulary=partial(vocabulary_of, self.tokenizer))
+        service = LengthService(config, "child", folder, vocabulary=vocabulary_of(self.tokenizer))
         return ArrivingLengths(service, config.confidence_low, config.confidence_high)
 
     # -- in
