@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_scheduler import best_attained
+from tiny_scheduler import best_attained, some_schedule
 
 from sglang_slo.core.latency import Coefficients
 from sglang_slo.core.slo import Slo
@@ -77,6 +78,34 @@ def test_no_schedule_of_a_tiny_workload_exceeds_the_bound(
     assert best_attained(jobs) <= most_attained(jobs).attained
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 2**32))
+def test_limits_that_a_schedule_just_kept_are_attained_by_all(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def some(values: list[float]) -> float:
+        return rng.choice(values)
+
+    device = Coefficients(
+        *(some([0.0, 0.5, 1.0]) for _ in range(3)), some([0.0, 0.25]), some([0.0, 1.0]), 0.25
+    )
+    rows = sorted(
+        (float(rng.randint(0, 6)), rng.randint(1, 9), rng.randint(1, 4), math.inf, math.inf)
+        for _ in range(rng.randint(1, 4))
+    )
+    blocks = [
+        (0, rng.randint(0, 1), rng.randint(0, 1), i) if rng.random() < 0.8 else None for i in range(len(rows))
+    ]
+    capacity = max(r[1] + r[2] for r in rows) + rng.randint(0, 20)
+    jobs = make_jobs(rows, device, capacity, blocks, rng.choice([None, 1, 2, 3]))
+    jobs = replace(jobs, block_tokens=4, before_s=some([0.0, 0.5]), after_s=some([0.0, 0.5]))
+    kept = []
+    for i, (ttft_s, gaps) in enumerate(some_schedule(jobs, rng)):
+        judged = sorted(gaps)[: len(gaps) - jobs.exceptions(i)]
+        kept.append(Slo(ttft_s, max(judged, default=math.inf)))
+    assert most_attained(replace(jobs, limits=kept)).attained == len(rows)
+
+
 def test_a_device_busy_with_one_cannot_attain_two() -> None:
     jobs = make_jobs([(0, 4, 1, 5.0, math.inf)] * 2)
     assert most_attained(jobs).attained == best_attained(jobs) == 1
@@ -98,7 +127,7 @@ def test_a_shared_prefix_is_charged_once() -> None:
 
 def test_a_prefix_that_someone_lost_may_have_computed_is_free_before_he_is_due() -> None:
     # The first comer has no chance, but what it leaves in the cache helps the second.
-    rows = [(0.0, 5, 1, 0.5, math.inf), (4.0, 5, 1, 3.0, math.inf)]
+    rows = [(0.0, 5, 1, 0.5, math.inf), (4.0, 5, 1, 2.0, math.inf)]
     jobs = make_jobs(rows, blocks=[(0, 1, 2, 3), (0, 1, 2, 6)])
     assert most_attained(jobs).attained == best_attained(jobs) == 1
 

@@ -8,10 +8,12 @@ up what others computed at any moment: whatever a real scheduler can do, this on
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from sglang_slo.core.slo import Slo
 from sglang_slo.twin.least_work import Jobs
 
 
@@ -35,6 +37,36 @@ class _State:
 def best_attained(jobs: Jobs) -> int:
     """Most requests that attain under any schedule."""
     return _Search(jobs).best()
+
+
+def some_schedule(jobs: Jobs, rng: random.Random) -> list[tuple[float, list[float]]]:
+    """(TTFT, gaps) of each request in a schedule that chance made; every request gets all its tokens."""
+    search = _Search(replace(jobs, limits=[Slo()] * len(jobs.limits)))
+    state = _State(0.0, tuple(_Request() for _ in range(search.n)), frozenset())
+    out: list[list[float]] = [[] for _ in range(search.n)]
+    eager = rng.choice([0.3, 0.7, 1.0])
+    while any(len(o) < n for o, n in zip(out, jobs.output_tokens.tolist(), strict=True)):
+        options = search.options(state)
+        choice = tuple(_pick(o, rng, eager) for o in options)
+        after = search.after_pass(state, choice) if any(choice) else None
+        if after is None:
+            later = [a + jobs.before_s for a in jobs.arrival_s.tolist() if a + jobs.before_s > state.now_s]
+            state = replace(state, now_s=min(later)) if later and rng.random() < 0.3 else state
+            eager *= 0.9  # too much at once: take less
+            continue
+        for i, (was, now) in enumerate(zip(state.requests, after.requests, strict=True)):
+            if now.tokens > was.tokens:
+                out[i].append(now.last_s)
+        state = after
+    return [
+        (o[0] - a, [y - x for x, y in itertools.pairwise(o)])
+        for o, a in zip(out, jobs.arrival_s.tolist(), strict=True)
+    ]
+
+
+def _pick(options: list[int], rng: random.Random, eager: float) -> int:
+    """Most of the time all that can be done, else anything."""
+    return options[-1] if rng.random() < eager else rng.choice(options)
 
 
 class _Search:
@@ -73,6 +105,18 @@ class _Search:
         waits = [a for a in later if a > state.now_s]
         if waits:
             yield self._judged(replace(state, now_s=min(waits)))
+        for choice in itertools.product(*self.options(state)):
+            if any(choice):
+                after = self.after_pass(state, choice)
+                if after is not None:
+                    yield self._judged(after)
+        if not waits:
+            lost = tuple(replace(r, lost=r.lost or r.tokens < o) for r, o in self._with_lengths(state))
+            yield replace(state, requests=lost)
+
+    def options(self, state: _State) -> list[list[int]]:
+        """What a pass may do for each request: 0 nothing, n tokens of its prompt, -1 a decode."""
+        later = [a + self.jobs.before_s for a in self.jobs.arrival_s.tolist()]
         options = []
         for i, request in enumerate(state.requests):
             over = request.lost and self.jobs.blocks[i] is None
@@ -82,19 +126,12 @@ class _Search:
                 options.append([0, -1])  # decode
             else:
                 options.append(list(range(self._missing(state, i) + 1)))
-        for choice in itertools.product(*options):
-            if any(choice):
-                after = self._pass(state, choice)
-                if after is not None:
-                    yield self._judged(after)
-        if not waits:
-            lost = tuple(replace(r, lost=r.lost or r.tokens < o) for r, o in self._with_lengths(state))
-            yield replace(state, requests=lost)
+        return options
 
     def _with_lengths(self, state: _State) -> Iterator[tuple[_Request, int]]:
         return zip(state.requests, self.jobs.output_tokens.tolist(), strict=True)
 
-    def _pass(self, state: _State, choice: tuple[int, ...]) -> _State | None:
+    def after_pass(self, state: _State, choice: tuple[int, ...]) -> _State | None:
         """The state after one pass, or None if it does not fit the KV capacity."""
         d = self.jobs.device
         new, pairs, context, computed = 0, 0.0, 0, set(state.computed)

@@ -64,6 +64,15 @@ class Bound:
         """One line."""
         return json.dumps(asdict(self))
 
+    def sentence(self) -> str:
+        """The same for people."""
+        judged = "its 99th percentile gap" if self.rule == "p99" else "every gap"
+        return (
+            f"{self.workload} at load {self.load:g}, {judged} judged: no scheduler attains more than "
+            f"{self.attainment:.3f} of {self.requests} requests ({self.hopeless} could not even alone; "
+            f"{self.rows} constraints, {self.wall_s:.1f} s)"
+        )
+
 
 def jobs_of(workload: Workload, rule: str = "p99") -> Jobs:
     """What the bound may know of a workload: everything, true lengths included. Raises ValueError on the
@@ -244,9 +253,8 @@ def _worst_of_starts(
     return found
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `bound` command to the twin's command line."""
-    parser = subparsers.add_parser("bound", help="an attainment that no scheduler can exceed")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the `bound` command."""
     parser.add_argument("--workload", required=True, help="a ready-made workload or a YAML file")
     parser.add_argument("--load", type=float, default=1.0, help="factor on all arrival rates")
     parser.add_argument("--data", type=Path, help="further folder for traces")
@@ -254,23 +262,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-requests", type=int, help="instead of the workload's")
     parser.add_argument("--rule", choices=RULES, help="which gaps count (default: both)")
     parser.add_argument("--json", action="store_true", help="one line per rule")
-    parser.set_defaults(handler=main)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run the `bound` command."""
+def command(args: argparse.Namespace, rest: list[str]) -> int:
+    """Print the bound. Raises ValueError on flags it does not know."""
+    if rest:
+        raise ValueError(f"{rest[0]}: unknown option; the bound holds for every scheduler's settings")
     workload = load_workload(
         args.workload, load=args.load, data=args.data, seed=args.seed, max_requests=args.max_requests
     )
     for rule in [args.rule] if args.rule else RULES:
         found = bound(workload, rule)
-        if args.json:
-            print(found.to_json())
-        else:
-            meaning = "99th percentile gap" if rule == "p99" else "every gap"
-            print(
-                f"{found.workload} at load {found.load:g}: no scheduler attains more than "
-                f"{found.attainment:.3f} of {found.requests} requests (limit on the {meaning}; "
-                f"{found.hopeless} hopeless alone; {found.rows} constraints, {found.wall_s:.1f} s)"
-            )
+        print(found.to_json() if args.json else found.sentence())
     return 0
