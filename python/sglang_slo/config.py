@@ -67,7 +67,11 @@ class SloConfig:
     kv: str = _setting(
         "forecast", "KV admission: forecast of the peak, or SGLang's ratio", ("forecast", "stock")
     )
-    preempt: str = _setting("auto", "way out for a preempted request", ("auto", "swap", "recompute", "stock"))
+    preempt: str = _setting(
+        "auto",
+        "where a preempted request's KV goes: cheapest (auto), radix tree (keep), host (swap), nowhere",
+        ("auto", "keep", "swap", "recompute", "stock"),
+    )
     # -- sizes and shares
     lost_share: float = _setting(
         0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0

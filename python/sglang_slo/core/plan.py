@@ -262,7 +262,7 @@ class Filling:
         limit_s = float(table.tbt_s[row])
         if not self._decoding.admits(limit_s, context):
             return False
-        if not self._view.ledger.admits(charge, int(table.remaining_tokens[row])):
+        if not self._view.ledger.admits(charge, int(table.bounded_tokens(np.array([row]))[0])):
             return False
         self._decoding.add(limit_s, context)
         return True

@@ -37,6 +37,8 @@ COLUMNS: dict[str, Any] = {
     "remaining_tokens": np.int64,  # predicted: bounded output still to come
     "expected_tokens": np.float64,  # predicted: expected output still to come
     "last_token_s": np.float64,  # end of the iteration that gave the last token (predicted while it runs)
+    "token_s": np.float64,  # measured end of the iteration that gave the last token; -inf: none yet
+    "late": np.bool_,  # the first token came after the limit that the row honours
     "gaps": np.int64,  # gaps between tokens so far
     "missed_gaps": np.int64,  # of these, longer than the limit
     "preemptions": np.int16,
@@ -62,17 +64,20 @@ class RequestTable:
     remaining_tokens: np.ndarray
     expected_tokens: np.ndarray
     last_token_s: np.ndarray
+    token_s: np.ndarray
+    late: np.ndarray
     gaps: np.ndarray
     missed_gaps: np.ndarray
     preemptions: np.ndarray
     mixable: np.ndarray
 
-    def __init__(self, capacity: int = 1024) -> None:
+    def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14) -> None:
         self._free = list(range(capacity))
         self._next_seq = 0
         self.capacity = capacity
         # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
         self.log_quantiles = np.zeros((capacity, len(QUANTILES)))
+        self.max_preemptions = max_preemptions
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
 
@@ -98,6 +103,7 @@ class RequestTable:
         self.remaining_tokens[row] = declared_tokens
         self.expected_tokens[row] = declared_tokens
         self.last_token_s[row] = -math.inf
+        self.token_s[row] = -math.inf
         self.mixable[row] = True
         self.log_quantiles[row] = declared_only(np.array([declared_tokens]))[0]
         return row
@@ -124,6 +130,15 @@ class RequestTable:
     def held_tokens(self, rows: np.ndarray) -> np.ndarray:
         """KV that each row holds, or will hold once prefilled, alone; int[n]."""
         return self.context_tokens(rows) - self.shared_tokens[rows]
+
+    def bounded_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """Output each row may still write, for the ledger; int[n].
+
+        The predicted bound; the declared maximum for a row that was preempted as often as anyone may be.
+        """
+        last = self.preemptions[rows] >= max(self.max_preemptions, 1)
+        declared = self.declared_tokens[rows] - self.output_tokens[rows]
+        return np.where(last, declared, self.remaining_tokens[rows])
 
     def _grow(self) -> None:
         self._free = list(range(self.capacity, 2 * self.capacity))

@@ -29,7 +29,7 @@ class Launch:
     """An iteration on its way. `end_s` is predicted until a tick tells the measured one."""
 
     iteration: int
-    rows: np.ndarray  # of every request in the batch
+    rows: np.ndarray  # of every request that gets a token from it
     seqs: np.ndarray  # their arrival numbers: a row may be another request's by the time the end is known
     shape: BatchShape
     launched_s: float
@@ -42,8 +42,8 @@ class Launch:
 class RequestBook:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
-    def __init__(self) -> None:
-        self.table = RequestTable()
+    def __init__(self, max_preemptions: int) -> None:
+        self.table = RequestTable(max_preemptions=max_preemptions)
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
         self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back
@@ -150,7 +150,19 @@ class RequestBook:
         table = self.table
         mine = table.seq[launch.rows] == launch.seqs
         rows = launch.rows[mine]
+        before = table.token_s[rows]
+        later, first = rows[before > -np.inf], rows[before == -np.inf]
+        table.gaps[later] += 1
+        table.missed_gaps[later] += end_s - table.token_s[later] > table.tbt_s[later]
+        table.late[first] = end_s > table.deadline_s[first]
         table.last_token_s[rows] = end_s
+        table.token_s[rows] = end_s
+
+    def withdraw(self, row: int) -> None:
+        """The request of `row` was taken out of the iterations on their way: no token will come from them."""
+        for launch in self.inflight:
+            launch.seqs[launch.rows == row] = -1
+        self.table.last_token_s[row] = self.table.token_s[row]
 
     def base_s(self, now_s: float) -> float:
         """When the iterations in flight are predicted to have ended, at least now."""

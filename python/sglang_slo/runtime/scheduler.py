@@ -35,9 +35,10 @@ from sglang_slo.runtime.lengths import ArrivingLengths, length_folder, vocabular
 from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.online_fit import OnlineFit
 from sglang_slo.runtime.pins import Pins
+from sglang_slo.runtime.preempt import Preemptor
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
-from sglang_slo.runtime.shape import batch_shape
+from sglang_slo.runtime.shape import batch_shape, token_getters
 from sglang_slo.runtime.state import gauges
 from sglang_slo.runtime.tick import Tick, TickReceiver
 
@@ -73,8 +74,9 @@ class SloScheduler(stock.Scheduler):
             return
         self.slo_model = startup_model(self)
         self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap)
-        self.slo_book = RequestBook()
+        self.slo_book = RequestBook(self.slo_config.max_preemptions)
         self.slo_planner = Planner(self.slo_config)
+        self.slo_preempt = Preemptor(self)
         self.slo_tick = Tick(clock.now())
         self.slo_ended: list[tuple[int, float]] = []
         self.slo_plan: IterationPlan | None = None
@@ -154,6 +156,8 @@ class SloScheduler(stock.Scheduler):
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.slo_on:
             self._open(req)
+            if is_retracted:
+                self.slo_preempt.retracted(req)
         super()._add_request_to_queue(req, is_retracted)
 
     def _open(self, req: Req) -> None:
@@ -203,6 +207,7 @@ class SloScheduler(stock.Scheduler):
         running_batch = self._rejoin(running_batch)
         self.slo_plan = None
         step = super().get_next_batch_to_run(running_batch, last_batch)
+        self.slo_preempt.settle()
         if self.slo_split is not None:
             step = NextBatchPlan(batch_to_run=self.slo_split, running_batch=step.running_batch)
         if self.forward_ct % SWEEP_EVERY == 0:
@@ -230,6 +235,7 @@ class SloScheduler(stock.Scheduler):
         try:
             began_s = clock.now()
             running_batch.filter_batch()
+            self.slo_preempt.relieve(running_batch)
             self.slo_plan = plan = self._make_plan(running_batch)
             self.slo_plan_s = clock.now() - began_s
         except Exception as error:
@@ -328,7 +334,8 @@ class SloScheduler(stock.Scheduler):
             now += int(table.history_tokens[cut.slo_row] - table.shared_tokens[cut.slo_row])
         shared = max(capacity - free - now, 0)
         reserve = int(self.slo_config.reserve_floor * capacity)
-        return ForecastLedger(held, table.remaining_tokens[rows], shared, capacity, reserve)
+        remaining = table.bounded_tokens(rows)
+        return ForecastLedger(held, remaining, shared, capacity, reserve)
 
     def _fall_back(self, error: Exception) -> None:
         self.slo_plan = None
@@ -404,7 +411,7 @@ class SloScheduler(stock.Scheduler):
     def _note_launch(self, batch: ScheduleBatch) -> None:
         shape, book = batch_shape(batch), self.slo_book
         now, predicted = self.slo_tick.now_s, self.slo_model.iteration_s(shape)
-        rows = book.rows(batch.reqs)
+        rows = book.rows(token_getters(batch))
         rows = rows[rows >= 0]
         end_s = book.base_s(now) + predicted
         book.launch(
@@ -473,6 +480,7 @@ class SloScheduler(stock.Scheduler):
             if batch is not None:
                 yield from batch.reqs
         yield from self.waiting_queue
+        yield from self.slo_preempt.alive()
         if self.chunked_req is not None:
             yield self.chunked_req
         for batch, _ in getattr(self, "result_queue", ()):

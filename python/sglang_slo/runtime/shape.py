@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sglang_slo.core.latency import BatchShape
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 
 def prefills(batch: ScheduleBatch) -> int:
@@ -15,6 +15,13 @@ def prefills(batch: ScheduleBatch) -> int:
     if not batch.forward_mode.is_extend():
         return 0
     return len(batch.reqs) - len(batch.decoding_reqs or ())
+
+
+def token_getters(batch: ScheduleBatch) -> list[Req]:
+    """The requests that get a token from this batch: all but the one whose prefill is cut."""
+    if not batch.forward_mode.is_extend() or batch.chunked_req is None:
+        return batch.reqs
+    return [req for req in batch.reqs if req is not batch.chunked_req]
 
 
 def batch_shape(batch: ScheduleBatch) -> BatchShape:
