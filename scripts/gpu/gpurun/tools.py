@@ -1,0 +1,81 @@
+"""Command lines of the programs that the parts call: SGLang's benchmark, the profiler, the twin."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gpurun.run import ARMS, Run, device_bytes, shared_kv_tokens
+from gpurun.server import OURS, Server
+
+LOOSE = ("x-slo-ttft-ms=600000", "x-slo-tbt-ms=1000")  # limits that a saturated device can keep
+PROFILE_S = {"cuda": 60, "cpu": 4}  # how long the profiler measures
+
+
+def bench_serving(run: Run, server: Server, prompts: int, headers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The scalar figures of `sglang.bench_serving` on random ids, all sent at once."""
+    sizes = run.sizes
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.jsonl"
+        run.python(
+            "-m",
+            "sglang.bench_serving",
+            "--backend",
+            "sglang",
+            "--base-url",
+            server.url,
+            "--dataset-name",
+            "random-ids",
+            "--num-prompts",
+            str(prompts),
+            "--random-range-ratio",
+            "0.5",
+            "--random-input-len",
+            str(sizes.bench_input_tokens),
+            "--random-output-len",
+            str(sizes.bench_output_tokens),
+            "--seed",
+            "1",
+            "--disable-tqdm",
+            "--output-file",
+            str(report),
+            *(["--header", *headers] if headers else []),
+        )
+        figures = json.loads(report.read_text().splitlines()[-1])
+    return {key: value for key, value in figures.items() if isinstance(value, int | float | str)}
+
+
+def twin(run: Run, workload: Path, arm: str, load: float, requests: int) -> Any:
+    """The measures of one scheduler in virtual time."""
+    count = len(run.arms)
+    kv = 16_384 if run.device == "cpu" else shared_kv_tokens(device_bytes(), count)
+    said = run.python(
+        "-m",
+        "sglang_slo.twin",
+        "run",
+        "--workload",
+        str(workload),
+        "--load",
+        str(load),
+        "--json",
+        "--max-requests",
+        str(requests),
+        "--scheduler",
+        "slo" if ARMS[arm].module == OURS else "stock",
+        *(["--data", str(run.data)] if run.data else []),
+        "--max-total-tokens",
+        str(kv),
+        *ARMS[arm].flags,
+    )
+    return json.loads(said.strip().splitlines()[-1])
+
+
+def measure_profile(run: Run) -> None:
+    """Start one server on the whole device, let it measure itself, and leave its profile at `run.profile`."""
+    seconds = PROFILE_S[run.device]
+    flags = [flag for flag in run.flags(1) if flag != "--sleep-on-idle"]
+    partial = run.profile.with_name("profile.measuring.json")
+    run.python("-m", "sglang_slo.profile", "--out", str(partial), "--seconds", str(seconds), *flags)
+    partial.replace(run.profile)
