@@ -91,9 +91,7 @@ def demo_flags(given: set[str]) -> list[str]:
     from sglang_slo.runtime.demo_model import demo_model_path
 
     path = str(demo_model_path())
-    _say(
-        f"no --model-path: serving the demo model ({path}). Its weights are random: its words mean nothing."
-    )
+    _say(f"no --model-path: serving the demo model ({path}). Its weights are random: its words mean nothing.")
     defaults = {"--dtype": "float32", "--max-total-tokens": str(DEMO_KV_TOKENS)}
     extra = [word for flag, value in defaults.items() if flag not in given for word in (flag, value)]
     return ["--model-path", path, *extra]
