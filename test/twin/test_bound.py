@@ -83,22 +83,21 @@ def test_no_schedule_of_a_tiny_workload_exceeds_the_bound(
 def test_limits_that_a_schedule_just_kept_are_attained_by_all(seed: int) -> None:
     rng = random.Random(seed)
 
-    def some(values: list[float]) -> float:
-        return rng.choice(values)
-
     device = Coefficients(
-        *(some([0.0, 0.5, 1.0]) for _ in range(3)), some([0.0, 0.25]), some([0.0, 1.0]), 0.25
+        *(rng.choice([0.0, 0.5, 1.0]) for _ in range(3)),
+        rng.choice([0.0, 0.25]),
+        rng.choice([0.0, 1.0]),
+        0.25,
     )
     rows = sorted(
         (float(rng.randint(0, 6)), rng.randint(1, 9), rng.randint(1, 4), math.inf, math.inf)
         for _ in range(rng.randint(1, 4))
     )
-    blocks = [
-        (0, rng.randint(0, 1), rng.randint(0, 1), i) if rng.random() < 0.8 else None for i in range(len(rows))
-    ]
+    n = len(rows)
+    paths = [(0, rng.randint(0, 1), rng.randint(0, 1), i) if rng.random() < 0.8 else None for i in range(n)]
     capacity = max(r[1] + r[2] for r in rows) + rng.randint(0, 20)
-    jobs = make_jobs(rows, device, capacity, blocks, rng.choice([None, 1, 2, 3]))
-    jobs = replace(jobs, block_tokens=4, before_s=some([0.0, 0.5]), after_s=some([0.0, 0.5]))
+    jobs = make_jobs(rows, device, capacity, paths, rng.choice([None, 1, 2, 3]))
+    jobs = replace(jobs, block_tokens=4, before_s=rng.choice([0.0, 0.5]), after_s=rng.choice([0.0, 0.5]))
     kept = []
     for i, (ttft_s, gaps) in enumerate(some_schedule(jobs, rng)):
         judged = sorted(gaps)[: len(gaps) - jobs.exceptions(i)]
