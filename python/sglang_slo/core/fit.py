@@ -79,8 +79,8 @@ def guesses(samples: Samples) -> list[Coefficients]:
 def residual_quantile(ratios: Floats, level: float, most: float = 2.0) -> float:
     """The `level` quantile of measured/predicted, within [1, most].
 
-    Counted where at least TAIL of the ratios lie beyond it. With fewer, the tail is the larger of what was seen
-    and of what a lognormal with the ratios' median and robust spread would have: exp(median + z(level) sigma).
+    Counted where at least TAIL of the ratios lie beyond it. With fewer, the tail is the larger of what was
+    seen and of what a lognormal with the ratios' median and robust spread would have: exp(median + z sigma).
     At least 1: a budget is never planned longer than the prediction. At most `most`: rare stalls of the host,
     which no budget can prevent, must not throttle every iteration.
     """

@@ -101,7 +101,7 @@ class LatencyModel:
         return new_tokens * (c.c_tok + c.c_attn * (history_tokens + 0.5 * new_tokens))
 
     def largest_chunk(self, base: BatchShape, history_tokens: int, time_s: float) -> int:
-        """Most tokens n such that `base` with a chunk of n behind `history_tokens` is predicted to fit `time_s`.
+        """Most tokens n so that `base` with a chunk of n behind `history_tokens` is predicted to fit.
 
         Exact: iteration_s(n) <= time_s < iteration_s(n + 1); 0 if not even one token fits.
         From t0 + max(compute, memory) <= time_s both sides are solved alone, b = time_s - t0:

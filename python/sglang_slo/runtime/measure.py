@@ -58,7 +58,7 @@ class Case:
 
 
 def cases(kv_tokens: int, slots: int, chunk_tokens: int, context_tokens: int) -> list[Case]:
-    """Cases within this much KV, this many requests, and chunks and contexts of these sizes; small ones first.
+    """Cases within this much KV, so many requests, and chunks and contexts of these sizes; small ones first.
 
     They cover what the model has to tell apart: decodes few and many, short and long; chunks with and without
     history; and chunks beside decodes.

@@ -27,13 +27,13 @@ from sglang.version import __version__ as sglang_version
 from sglang_slo.core.fit import fit, guesses, predict_s, residual_quantile
 from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, ProfileError
 from sglang_slo.core.samples import Samples
+from sglang_slo.profile import MEASURE_ENV, describe
 from sglang_slo.runtime.demo_model import cache_dir
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of what is measured and how: part of the key
 GUESS = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="guess")
-MEASURE_ENV = "SGLANG_SLO_MEASURE"  # set by `python -m sglang_slo.profile`: {"out": file, "seconds": number}
 MEASURE_S = 4.0  # device time of measuring at start-up, about; a pass that has begun is finished
 ROUNDS = 3  # of passes of one case
 ROUND_S = 0.02  # a round of passes of one case, about
@@ -67,7 +67,7 @@ def startup_model(scheduler: Any) -> LatencyModel:
 
 
 def measure(scheduler: Any, mine: dict[str, Any], seconds: float) -> LatencyModel:
-    """Run cases for about `seconds` and fit a model to them; the same model on every rank."""
+    """Run the cases, again and again if `seconds` is long, and fit a model; the same one on every rank."""
     from sglang_slo.runtime.measure import Bench
 
     bench = Bench(scheduler)
@@ -80,12 +80,13 @@ def measure(scheduler: Any, mine: dict[str, Any], seconds: float) -> LatencyMode
         rounds = ROUNDS if ROUNDS * passes * pass_s < left / 4 else 0
         return _from_rank_0(scheduler, (rounds, passes) if left > 0 else None)
 
-    measured = list(bench.run(bench.cases(), pace))
+    sweeps = max(int(seconds / MEASURE_S), 1)
+    measured = list(bench.run(bench.cases() * sweeps, pace))
     model: LatencyModel | None = None
     if _is_rank_0(scheduler):
         try:
             model = model_of(measured, mine)
-            logger.info("sglang-slo: %s", summary(model))
+            logger.info("sglang-slo: measured\n%s", describe(model))
         except Exception:  # the other ranks wait for an answer
             logger.exception("sglang-slo: no latency model fits what was measured")
     model = _from_rank_0(scheduler, model)
@@ -114,17 +115,6 @@ def model_of(measured: list[tuple[BatchShape, float]], mine: dict[str, Any]) -> 
     quantile = residual_quantile(ratio, QUANTILE_LEVEL, MOST_QUANTILE)
     return LatencyModel(
         coefficients, quantile, str(mine["model"]), measured=True, meta={"key": mine, "fit": about}
-    )
-
-
-def summary(model: LatencyModel) -> str:
-    """One line for the log."""
-    c, fit_ = model.coefficients, model.meta.get("fit", {})
-    return (
-        f"measured {fit_.get('cases')} batches: decode {1e3 * (c.t0_decode + c.w):.2f} ms + "
-        f"{c.c_kv * 1e9:.1f} ns a token of context, "
-        f"prefill {1e3 * c.t0_extend:.2f} ms + {c.c_tok * 1e6:.1f} us a token; "
-        f"error {fit_.get('median_error', 0):.1%} median, {fit_.get('worst_error', 0):.1%} worst"
     )
 
 
