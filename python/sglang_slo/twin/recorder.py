@@ -100,6 +100,10 @@ class Recorder:
             if before is None:
                 self.requests.cached_tokens[request_number(req.rid)] = length - n
                 before = length - n
+            if (
+                req.output_ids
+            ):  # back after a preemption: all but its newest token went through the model before
+                before = max(before, len(req.origin_input_ids) + len(req.output_ids) - 1)
             self.recompute_tokens += max(min(before, length) - (length - n), 0)
             self._computed[req.rid] = max(before, length)
 
