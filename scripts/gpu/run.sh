@@ -78,5 +78,6 @@ export PYTHONPATH="$tree/scripts/gpu:$path${PYTHONPATH:+:$PYTHONPATH}"
 export FLASHINFER_WORKSPACE_BASE=$work/kernels TVM_FFI_CACHE_DIR=$work/kernels/tvm-ffi
 export TRITON_CACHE_DIR=$work/kernels/triton TORCHINDUCTOR_CACHE_DIR=$work/kernels/inductor
 export MAX_JOBS=${MAX_JOBS:-$(nproc)} HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1
+unset PYTHONDONTWRITEBYTECODE # the bundle holds sources only: compile them once, not in every process
 trap carry EXIT
 "$python" -m gpurun --out "$out" --work "$work" "${rest[@]}"
