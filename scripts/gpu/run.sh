@@ -60,7 +60,9 @@ restore_kernels() {
 
 carry() { # what is worth taking home, in a few files
     set +e
-    if [[ -n $(find "$work/kernels" -name '*.so' -print -quit 2>/dev/null) ]]; then
+    local first=$out/carry/kernels.tar.xz.00 newer=()
+    [[ ! -f $first ]] || newer=(-newer "$first") # packed already, unless something was compiled since
+    if [[ -n $(find "$work/kernels" -name '*.so' "${newer[@]}" -print -quit 2>/dev/null) ]]; then
         rm -f "$out"/carry/kernels.tar.xz.*
         tar -C "$work" -cf - kernels | xz -T0 -3 | split -b $piece_bytes -d - "$out/carry/kernels.tar.xz."
     fi

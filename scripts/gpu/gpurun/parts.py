@@ -56,7 +56,10 @@ def serve(run: Run) -> None:
     """(a) SGLang's own benchmark, unmodified, against both."""
 
     def work(server: Server) -> dict[str, Any]:
-        return tools.bench_serving(run, server, run.sizes.bench_prompts)
+        sizes = run.sizes
+        return tools.bench_serving(
+            run, server, sizes.bench_prompts, sizes.bench_input_tokens, sizes.bench_output_tokens
+        )
 
     alternate(run, "serve", [ARMS[name] for name in run.arms], work)
 
@@ -104,7 +107,15 @@ def overhead(run: Run) -> None:
     """(e) All requests at once: tokens per second, and how long the device waits for the scheduler."""
 
     def work(server: Server) -> dict[str, Any]:
-        return tools.bench_serving(run, server, run.sizes.saturation_prompts, tools.LOOSE)
+        sizes = run.sizes
+        return tools.bench_serving(
+            run,
+            server,
+            sizes.saturation_prompts,
+            sizes.saturation_input_tokens,
+            sizes.saturation_output_tokens,
+            tools.LOOSE,
+        )
 
     alternate(run, "overhead", [ARMS[name] for name in run.arms], work)
 
@@ -117,7 +128,7 @@ def twin(run: Run) -> None:
             real = run.load("mix", f"{arm}-{level}-1")
             if real is None or run.load("twin", f"{arm}-{level}"):
                 continue
-            said = tools.twin(run, workload, arm, real["load"], real["max_requests"])
+            said = tools.twin(run, workload, real)
             run.save(
                 "twin",
                 f"{arm}-{level}",
@@ -182,13 +193,14 @@ def measured(server: Server, work: Callable[[Server], dict[str, Any]]) -> dict[s
         "device_busy_s": moved.get("sglang:forward_execution_seconds_total"),
         "counters": moved,
         "status": server.status(),
+        "server": facts(server),
     }
 
 
 def facts(server: Server) -> dict[str, Any]:
     """What the server says about itself that a figure may depend on."""
     try:
-        info = json.loads(server.get("/get_server_info"))
+        info = json.loads(server.get("/server_info"))
     except (OSError, ValueError):
         return {}
     wanted = (

@@ -38,6 +38,8 @@ class Sizes:
     bench_input_tokens: int
     bench_output_tokens: int
     saturation_prompts: int
+    saturation_input_tokens: int
+    saturation_output_tokens: int
     span_s: float  # arrivals of one replay
     max_requests: int
     pressure_kv_tokens: int
@@ -45,8 +47,8 @@ class Sizes:
 
 
 SIZES = {
-    "cuda": Sizes(128, 1024, 128, 512, 35.0, 400, 20_000, 250),
-    "cpu": Sizes(6, 64, 8, 12, 4.0, 12, 1_536, 12),
+    "cuda": Sizes(128, 1024, 128, 512, 512, 256, 35.0, 400, 12_000, 120),
+    "cpu": Sizes(6, 64, 8, 12, 48, 12, 4.0, 12, 1_536, 12),
 }
 ARMS = {
     "stock": Arm("stock", STOCK),
@@ -161,7 +163,14 @@ class Run:
                 str(kv_tokens or 16_384),
             ]
         else:
-            flags += ["--attention-backend", "flashinfer", "--mem-fraction-static", "0.88"]
+            flags += [
+                "--attention-backend",
+                "flashinfer",
+                "--mem-fraction-static",
+                "0.88",
+                "--watchdog-timeout",
+                "900",
+            ]  # the first pass of a shape may compile
             flags += ["--max-total-tokens", str(kv_tokens or shared_kv_tokens(device_bytes(), count))]
         return flags
 

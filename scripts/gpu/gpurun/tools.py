@@ -7,16 +7,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gpurun.run import ARMS, Run, device_bytes, shared_kv_tokens
+from gpurun.run import ARMS, Run
 from gpurun.server import OURS, Server
 
 LOOSE = ("x-slo-ttft-ms=600000", "x-slo-tbt-ms=1000")  # limits that a saturated device can keep
 PROFILE_S = {"cuda": 60, "cpu": 4}  # how long the profiler measures
 
 
-def bench_serving(run: Run, server: Server, prompts: int, headers: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The scalar figures of `sglang.bench_serving` on random ids, all sent at once."""
-    sizes = run.sizes
+def bench_serving(
+    run: Run,
+    server: Server,
+    prompts: int,
+    input_tokens: int,
+    output_tokens: int,
+    headers: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The scalar figures of `sglang.bench_serving` on random ids, all sent at once. Lengths: the most, half at least."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
         run.python(
@@ -33,9 +39,9 @@ def bench_serving(run: Run, server: Server, prompts: int, headers: tuple[str, ..
             "--random-range-ratio",
             "0.5",
             "--random-input-len",
-            str(sizes.bench_input_tokens),
+            str(input_tokens),
             "--random-output-len",
-            str(sizes.bench_output_tokens),
+            str(output_tokens),
             "--seed",
             "1",
             "--disable-tqdm",
@@ -47,28 +53,22 @@ def bench_serving(run: Run, server: Server, prompts: int, headers: tuple[str, ..
     return {key: value for key, value in figures.items() if isinstance(value, int | float | str)}
 
 
-def twin(run: Run, workload: Path, arm: str, load: float, requests: int) -> Any:
-    """The measures of one scheduler in virtual time."""
-    count = len(run.arms)
-    kv = 16_384 if run.device == "cpu" else shared_kv_tokens(device_bytes(), count)
+def twin(run: Run, workload: Path, real: dict[str, Any]) -> Any:
+    """The measures of one scheduler in virtual time, with the settings that the server of a `real` run had."""
+    arm, server = ARMS[real["arm"]], real["server"]
+    settings = {
+        "--max-total-tokens": server.get("max_total_num_tokens"),
+        "--chunked-prefill-size": server.get("chunked_prefill_size"),
+        "--max-running-requests": server.get("max_running_requests"),
+    }
+    same = [
+        w for flag, value in settings.items() if value and flag not in arm.flags for w in (flag, str(value))
+    ]
     said = run.python(
-        "-m",
-        "sglang_slo.twin",
-        "run",
-        "--workload",
-        str(workload),
-        "--load",
-        str(load),
-        "--json",
-        "--max-requests",
-        str(requests),
-        "--scheduler",
-        "slo" if ARMS[arm].module == OURS else "stock",
-        *(["--data", str(run.data)] if run.data else []),
-        "--max-total-tokens",
-        str(kv),
-        *ARMS[arm].flags,
-    )
+        "-m", "sglang_slo.twin", "run", "--workload", str(workload), "--load", str(real["load"]), "--json",
+        "--max-requests", str(real["max_requests"]), "--scheduler", "slo" if arm.module == OURS else "stock",
+        *(["--data", str(run.data)] if run.data else []), *same, *arm.flags,
+    )  # fmt: skip
     return json.loads(said.strip().splitlines()[-1])
 
 
