@@ -138,12 +138,12 @@ def test_swap_and_recompute_cost_the_same_at_the_crossing(
     assert preemption.swap_s(model, beyond) <= model.prefill_s(0, beyond)
 
 
-def test_nobody_has_to_be_back_sooner_than_its_limits_say() -> None:
+def test_only_who_has_no_gap_to_spare_has_to_be_back_in_time() -> None:
     back = preemption.return_by_s
-    assert back(10.0, 9.9, 0.1, 5.0, spare_gaps=0) == 10.0
-    assert back(10.0, 9.9, 0.1, 5.0, spare_gaps=1) == 15.0
-    assert back(10.0, 9.9, 0.1, 5.0, spare_gaps=-1) == math.inf
-    assert back(10.0, 9.9, math.inf, math.inf, spare_gaps=1) == math.inf
+    assert back(9.9, 0.1, spare_gaps=0) == 10.0
+    assert back(9.9, 0.1, spare_gaps=1) == math.inf
+    assert back(9.9, 0.1, spare_gaps=-1) == math.inf
+    assert back(9.9, math.inf, spare_gaps=0) == math.inf
 
 
 @relaxed

@@ -59,6 +59,7 @@ class IterationPlan:
     predicted_s: float = 0.0
     budget_s: float = 0.0
     next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
+    refused: list[int] = field(default_factory=list)  # winnable rows that KV had no room for, nearest first
     shed: list[int] = field(default_factory=list)  # rows that would wait longer than the queue limit
     winnable: int = 0
     lost: int = 0
@@ -80,10 +81,11 @@ class Planner:
         budget = self._budget(view, decodes)
         ranking = self._ranking(view, budget)
         filling = Filling(view, budget, self.config.chunk == "fixed")
-        line = self._line(view, budget, ranking)
-        for row in line:
-            filling.add(row)
-            if filling.full:
+        line, turns = self._line(view, budget, ranking)
+        for place, row in enumerate(line):
+            taken = filling.add(row)
+            # a lost request whose turn has come is not overtaken: what ends now makes room for it
+            if filling.full or (place < turns and not taken):
                 break
         self._account_lost(ranking, filling)
         taken = {row for row, _ in filling.prefill}
@@ -92,6 +94,7 @@ class Planner:
             return replace(
                 self._decode_only(view, decodes, ranking),
                 next_in_line=following,
+                refused=self._refused(ranking, filling),
                 shed=self._shed(view, ranking),
             )
         return IterationPlan(
@@ -101,6 +104,7 @@ class Planner:
             predicted_s=view.model.iteration_s(filling.shape),
             budget_s=budget.time_s,
             next_in_line=following,
+            refused=self._refused(ranking, filling),
             shed=[row for row in self._shed(view, ranking) if row not in taken],
             winnable=len(ranking.winnable_rows),
             lost=len(ranking.lost_rows),
@@ -157,8 +161,11 @@ class Planner:
         start_s = view.base_s + model.coefficients.t0_extend
         return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
 
-    def _line(self, view: View, budget: Budget, ranking: Ranking) -> list[int]:
-        """Rows in order of service. The lost go behind the winnable, but for those that have earned their turn."""
+    def _line(self, view: View, budget: Budget, ranking: Ranking) -> tuple[list[int], int]:
+        """Rows in order of service, and how many of the first have earned a turn.
+
+        The lost go behind the winnable, but for those that have earned their turn.
+        """
         winnable, lost = ranking.winnable_rows, ranking.lost_rows
         if self.config.packing == "dual":
             winnable = self._packed(view, budget, winnable)
@@ -166,7 +173,11 @@ class Planner:
         if len(lost) and len(winnable):
             needs = view.table.prefill_tokens(lost[:MOST_TURNS])
             turns = self.lost.turns(needs, budget.tokens(view.model))
-        return [*lost[:turns].tolist(), *winnable.tolist(), *lost[turns:].tolist()]
+        return [*lost[:turns].tolist(), *winnable.tolist(), *lost[turns:].tolist()], turns
+
+    def _refused(self, ranking: Ranking, filling: Filling) -> list[int]:
+        winnable = set(ranking.winnable_rows.tolist())
+        return [row for row in filling.refused if row in winnable]
 
     def _packed(self, view: View, budget: Budget, rows: np.ndarray) -> np.ndarray:
         table, model = view.table, view.model
@@ -220,14 +231,16 @@ class Filling:
         self._slots = view.request_slots
         # every decode may need a token of KV in this iteration
         self._free = view.free_tokens - len(view.decoding)
-        self._refusals = 0
+        self.refused: list[int] = []
         rows = view.decoding
         self._decoding = chunking.DecodeLoad(
             view.table.tbt_s[rows], view.table.context_tokens(rows), view.model, MOST_DECODE_SHARE
         )
 
-    def add(self, row: int) -> None:
-        """Give `row` what fits. Only the last one taken is cut short; one that KV has no room for is passed over."""
+    def add(self, row: int) -> bool:
+        """Give `row` what fits; whether it got any. Only the last one taken is cut short; where KV has no room
+        for one, the next is looked at.
+        """
         view, table = self._view, self._view.table
         history = int(table.history_tokens[row])
         context = int(table.prompt_tokens[row] + table.output_tokens[row])
@@ -235,26 +248,26 @@ class Filling:
         tokens = min(need, self._fits(history))
         if tokens <= 0 or (tokens < min(need, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
-            return
+            return False
         newcomer = row != view.chunked
         # what is pinned for it, or held by others, is out of the pool already
         charge = need
         if newcomer:
             charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row])
-        if newcomer and self._slots <= 0:
-            return
         # what is cached but not held by anyone (charge - need) stops being evictable now
         kv = tokens + charge - need
-        if kv > self._free or (newcomer and not self._enters(row, context, charge)):
-            self._refusals += 1
-            self.full = self._refusals >= MOST_REFUSALS
-            return
+        slot = not newcomer or self._slots > 0
+        if not slot or kv > self._free or (newcomer and not self._enters(row, context, charge)):
+            self.refused.append(row)
+            self.full = len(self.refused) >= MOST_REFUSALS
+            return False
         self._slots -= newcomer
         self._free -= kv
         self.prefill.append((row, tokens))
         self.shape = self.shape.with_chunk(history, tokens)
         self._chunk_left -= tokens
         self.full = tokens < need
+        return True
 
     def _enters(self, row: int, context: int, charge: int) -> bool:
         """The decode-time test, then the ledger's word; charges the ledger if the answer is yes."""

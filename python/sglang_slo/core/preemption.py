@@ -170,20 +170,14 @@ def crossing_tokens(model: LatencyModel) -> float:
 # -- back again
 
 
-def return_by_s(now_s: float, last_token_s: float, tbt_s: float, ttft_s: float, spare_gaps: int) -> float:
-    """When a preempted request should be back, seconds: its deadline in the queue; inf: whenever its turn
-    comes.
+def return_by_s(last_token_s: float, tbt_s: float, spare_gaps: int) -> float:
+    """When a preempted request should be back, seconds: its deadline in the queue; inf: when its turn comes.
 
-    `spare_gaps` as of `may_miss`, before this gap. Without one to spare, before its gap limit passes. With
-    one, the wait does not count against it: its client takes a wait of the TTFT limit for granted, so that is
-    what it gets. Once it cannot attain any more it stands in the line of the lost, which has its guaranteed
-    share.
+    `spare_gaps` as of `may_miss`, before this gap. Without one to spare, it is due before its gap limit passes. With
+    one, a longer wait costs nothing that was promised, and one that cannot attain any more has nothing to lose:
+    both stand in the line of the lost, which has its guaranteed share.
     """
-    if spare_gaps < 0:
-        return math.inf
-    if spare_gaps == 0:
-        return last_token_s + tbt_s
-    return max(last_token_s + tbt_s, now_s + ttft_s)
+    return last_token_s + tbt_s if spare_gaps == 0 else math.inf
 
 
 # -- ahead of need

@@ -90,6 +90,7 @@ class SloScheduler(stock.Scheduler):
         self.slo_mixed_chunk = self.is_mixed_chunk
         most_pinned = int(MOST_PINNED_SHARE * self.max_total_num_tokens)
         self.slo_next_in_line: list[int] = []
+        self.slo_refused: list[int] = []  # rows that the last plan had no KV for
         self.slo_pins = Pins(self.tree_cache, self.slo_book.table, most_pinned, self._look_up_prefix)
         self.slo_book.closing = self.slo_pins.release
         self.slo_on = True
@@ -236,6 +237,7 @@ class SloScheduler(stock.Scheduler):
             began_s = clock.now()
             running_batch.filter_batch()
             self.slo_preempt.relieve(running_batch)
+            self.slo_preempt.make_room(running_batch, self.slo_refused)
             self.slo_plan = plan = self._make_plan(running_batch)
             self.slo_plan_s = clock.now() - began_s
         except Exception as error:
@@ -252,7 +254,7 @@ class SloScheduler(stock.Scheduler):
         # before anything is counted on: what is pinned cannot be evicted for this iteration's chunks
         self._pin_next()
         plan = self.slo_planner.plan(self._view(running_batch))
-        self.slo_next_in_line = plan.next_in_line
+        self.slo_next_in_line, self.slo_refused = plan.next_in_line, plan.refused
         if plan.shed:
             self._shed(plan.shed)
         for row, _ in plan.prefill:
