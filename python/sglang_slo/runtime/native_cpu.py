@@ -68,7 +68,7 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
             raise ValueError("--enable-hierarchical-cache: needs CUDA streams; not accepted on a CPU")
 
     def init_backend(self) -> None:
-        """Leave collectives to gloo and memory unpinned. Called once in each worker, before anything is built."""
+        """Leave collectives to gloo and memory unpinned. Called once in each worker, first of all."""
         from sglang.srt.distributed import parallel_state
 
         unpin()
@@ -85,10 +85,10 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
 
 def unpin() -> None:
-    """Make requests for pinned memory do nothing: without a GPU torch refuses them, and LoRA and grammars ask always."""
+    """Make requests for pinned memory do nothing: without a GPU torch refuses what LoRA and grammars ask."""
     import torch
 
-    torch.Tensor.pin_memory = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
+    torch.Tensor.pin_memory = lambda tensor, *args, **kwargs: tensor
     for name in ("tensor", "empty", "zeros", "ones", "full", "empty_like", "zeros_like"):
         setattr(torch, name, _unpinned(getattr(torch, name)))
 
@@ -103,7 +103,7 @@ def _unpinned(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def apply_grammars_here() -> None:
-    """Let grammars mask logits on the CPU: SGLang's xgrammar backend knows GPUs only, xgrammar itself both."""
+    """Let grammars mask logits on the CPU: SGLang's xgrammar backend knows GPUs only, xgrammar both."""
     import xgrammar
     from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar
 

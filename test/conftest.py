@@ -1,0 +1,143 @@
+"""Real servers for tests: started once, shared, stopped for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+START_LIMIT_S = 300
+STATUS_AGE_S = 1.5  # more than /slo/status is ever behind
+CLASSES = "classes:\n  chat: {ttft_ms: 60000, tbt_ms: 60000}\n  batch: {}\n"  # kept on any machine
+
+
+class Server:
+    """A server in a process of its own; `url`, its log, and how to ask it something."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        self.log = log
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port)],
+                env={**os.environ, **env},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it answers. Raises RuntimeError with the end of its log."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(self.url + "/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.5)
+        raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-4000:]}")
+
+    def stop(self) -> None:
+        """End the server and all of its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> requests.Response:
+        """POST `body` as JSON (text: as it is)."""
+        data = body if isinstance(body, str) else json.dumps(body or {})
+        headers = {"content-type": "application/json", **(headers or {})}
+        return requests.post(self.url + path, data=data, headers=headers, timeout=120)
+
+    def generate(self, text: Any = "hello", tokens: int = 8, **fields: Any) -> Any:
+        """The answer of /generate, greedy; `params` adds sampling parameters. Raises on anything but 200."""
+        params = {"max_new_tokens": tokens, "temperature": 0, **fields.pop("params", {})}
+        response = self.post("/generate", {"text": text, "sampling_params": params, **fields})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def settle(self) -> None:
+        """Until nothing runs and `/slo/status` tells of all that has."""
+        seen: Any = None
+        for _ in range(100):
+            told = [(r["now"]["running"], r["totals"]["finished"]) for r in self.status()["replicas"]]
+            if told == seen and not any(running for running, _ in told):
+                return
+            seen = told
+            time.sleep(STATUS_AGE_S)
+        raise AssertionError(f"still running: {seen}")
+
+    def status(self) -> Any:
+        """What `/slo/status` tells."""
+        return requests.get(self.url + "/slo/status", timeout=60).json()
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path, *flags: str, module: str = "sglang_slo.launch_server", env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A server of `module` with `flags`, ready to answer."""
+    command = [sys.executable, "-m", *module.split(), *flags]
+    server = Server(command, env or {}, folder / "server.log")
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def slo_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings with a class `chat` that any machine keeps, and `batch` without limits."""
+    file = tmp_path_factory.mktemp("settings") / "slo.yaml"
+    file.write_text(CLASSES)
+    return file
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LoRA adapter of the demo model."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("lora")
+    torch.manual_seed(1)
+    weights = {}
+    for layer in range(2):
+        for name, width in {"q": 64, "k": 32, "v": 32, "o": 64}.items():
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}_proj"
+            weights[f"{prefix}.lora_A.weight"] = torch.randn(4, 64)
+            weights[f"{prefix}.lora_B.weight"] = torch.randn(width, 4)
+    save_file(weights, folder / "adapter_model.safetensors")
+    modules = [f"{name}_proj" for name in "qkvo"]
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": modules, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(slo_yaml: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model under our scheduler; shared by all tests that need no flags of their own."""
+    flags = ["--slo-config", str(slo_yaml), "--enable-metrics"]
+    flags += ["--enable-lora", "--lora-paths", f"other={lora}", "--lora-backend", "torch_native"]
+    with running(tmp_path_factory.mktemp("shared"), *flags) as shared:
+        assert shared.status()["policy"] == "slo"
+        yield shared
