@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv and argv[0] in COMMANDS:
         module = importlib.import_module(COMMANDS[argv[0]][0])
         sys.argv = [f"sglang-slo {argv[0]}", *argv[1:]]
-        module.main(argv[1:])
+        status = module.main(argv[1:])
+        if status:
+            raise SystemExit(status)
         return
     asked = bool(argv) and argv[0] in ("-h", "--help")
     out = sys.stdout if asked else sys.stderr
