@@ -22,6 +22,7 @@ import numpy as np
 from sglang_slo.core.fit import fit, predict_s, residual_quantile
 from sglang_slo.core.latency import LatencyModel
 from sglang_slo.core.samples import SampleWindow
+from sglang_slo.runtime.iteration_log import IterationLog
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.book import Launch
@@ -50,6 +51,7 @@ class OnlineFit:
         self.refits = 0  # that came into force
         self.drift = 1.0
         self._overlap = overlap
+        self._log = IterationLog()
         self._next = FIRST_REFIT
 
     def add(self, launch: Launch) -> None:
@@ -57,6 +59,7 @@ class OnlineFit:
         seconds = launch.duration_s
         if seconds is None or not 0 < seconds < LONGEST_S or launch.shape.new_tokens <= 0:
             return
+        self._log.add(launch)
         idle = self._overlap and launch.idle_s > 0
         self.window.add(launch.shape, seconds, IDLE_WEIGHT if idle else 1.0)
 

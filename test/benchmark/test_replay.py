@@ -1,0 +1,100 @@
+"""Side by side: fair order, figures with spread, and the page put together from kept pieces."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import results
+from pieces import SCENES, Setup
+from replay import Side, alternating, pooled, ratio, report
+from servers import ServerError, server, with_model
+from sglang_slo.core.slo import Slo
+from sglang_slo.twin.result import Iterations, RunResult, empty_requests
+from truth import Figure, read_iterations, with_profile
+
+SETUP = Setup((1, 2), 1, None, Path("plots"))
+
+
+def make_result(name: str, kept: int, n: int = 10) -> RunResult:
+    rows = empty_requests(
+        np.arange(n) % 2, np.zeros(n), np.ones(n, int), np.full(n, 2), [Slo(1, 1, "a"), Slo(1, 1, "b")]
+    )
+    rows.ttft_s = np.where(np.arange(n) < kept, 0.5, 2.0)
+    rows.tbt_s = np.full(n, 0.1)
+    rows.end_s = np.full(n, 3.0)
+    its = Iterations(np.empty(0), np.empty(0), *[np.empty(0, np.int64)] * 7)
+    return RunResult("w", name, {}, "p", 1, 1.0, ["a", "b"], 0, rows, its, notes={"errors": 0.0})
+
+
+def test_no_side_always_goes_first() -> None:
+    a, b = Side("a"), Side("b")
+    assert alternating([a, b], 3) == [a, b, b, a, a, b]
+
+
+def test_report_gives_means_ranges_and_the_ratio_of_each_round() -> None:
+    runs = [make_result("stock", 2), make_result("ours", 8), make_result("ours", 6), make_result("stock", 4)]
+    text = report(runs, ["stock", "ours"])
+    assert "0.300 (0.200-0.400)" in text and "0.700 (0.600-0.800)" in text
+    assert "all: 2.33x stock (rounds: 4.00, 1.50)" in text
+
+
+def test_a_ratio_to_nothing_is_said_in_words() -> None:
+    assert ratio([0.5], [0.0]) == "stock kept none"
+    assert ratio([0.0], [0.0]) == "none kept by either"
+
+
+def test_pooling_keeps_every_request_of_every_round() -> None:
+    whole = pooled([make_result("x", 2), make_result("y", 1), make_result("x", 4)], "x")
+    assert len(whole.requests.ttft_s) == 20 and whole.requests.attained.sum() == 6
+
+
+def test_both_servers_get_a_model_and_a_named_one_is_left_alone() -> None:
+    assert with_model(["--model-path", "m"]) == ["--model-path", "m"]
+    assert with_model(["--model=m"]) == ["--model=m"]
+
+
+@pytest.mark.server
+def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    flags = ["--model-path", str(tmp_path), "--no-such-flag"]
+    with pytest.raises(ServerError, match="no-such-flag"), server("stock", flags, tmp_path / "log"):
+        pass
+
+
+def test_the_page_holds_what_was_kept_and_nothing_of_what_was_not(tmp_path: Path) -> None:
+    results.keep(SCENES[0], "parts", SETUP, "| a table |", tmp_path)
+    text = results.page(tmp_path)
+    assert "## mix" in text and "| a table |" in text and "seeds 1, 2" in text
+    assert "## agent" not in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("workloads", "pieces", "named"), [("mix,x", None, "--workloads"), (None, "y", "--pieces")]
+)
+def test_an_unknown_choice_names_its_flag(workloads: str | None, pieces: str | None, named: str) -> None:
+    args = argparse.Namespace(workloads=workloads, pieces=pieces, max_requests=None)
+    with pytest.raises(ValueError, match=named):
+        results.chosen(args)
+
+
+def test_truth_says_what_is_not_within() -> None:
+    assert "NOT within" in Figure("x", 0.1, 0.12).line()
+    assert "NOT" not in Figure("x", 0.1, 0.11).line()
+
+
+def test_truth_reads_the_log_and_runs_the_workload_on_the_measured_profile(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("launched_s,duration_s\n0.0,0.5\n1.0,0.25\n")
+    assert read_iterations(log).tolist() == [0.5, 0.25]
+    log.write_text("launched_s,duration_s\n")
+    with pytest.raises(ValueError, match="no iteration"):
+        read_iterations(log)
+    given = tmp_path / "w.yaml"
+    given.write_text("profile: p\nseed: 3\n")
+    (tmp_path / "out").mkdir()
+    copy = with_profile(given, tmp_path / "measured.json", tmp_path / "out")
+    assert yaml.safe_load(copy.read_text()) == {"profile": str(tmp_path / "measured.json"), "seed": 3}
