@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_workload(parser)
     parser.add_argument("--no-parts", action="store_true", help="leave out ours with each part off")
     parser.add_argument("--full-grid", action="store_true", help="run every setting of the stock grid")
+    parser.add_argument("--bound", action="store_true", help="also what no scheduler can exceed (minutes)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plots (default: out)")
 
 

@@ -1,8 +1,9 @@
 """The seam: what of a scheduler is replaced so that it runs in virtual time.
 
 `virtual(base)` makes a subclass of any scheduler class. Replaced are the model worker and its launch, the
-sockets that requests come from and tokens go to, and the watchdog, which measures wall time. Event loop,
-scheduling, radix cache, allocator, chunking, retraction and result processing stay the class's own.
+sockets that requests come from and tokens go to, and what depends on the wall: the watchdog, and the child
+process that trains the predictor of lengths (here it learns in the run itself). Event loop, scheduling, radix
+cache, allocator, chunking, retraction and result processing stay the class's own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcCh
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver
 
+from sglang_slo.estimator.service import LengthService
+from sglang_slo.runtime.lengths import ArrivingLengths, length_folder
 from sglang_slo.twin.feeder import Feeder
 from sglang_slo.twin.recorder import Recorder
 from sglang_slo.twin.worker import TwinWorker
@@ -70,6 +73,13 @@ class _Virtual:
             server_args=self.server_args, gpu_id=self.ps.gpu_id, ps=self.ps, nccl_port=self.nccl_port
         )
         self.tp_worker.recorder = self.twin_recorder
+
+    def make_lengths(self: Any) -> Any:
+        """Asked for by `SloScheduler`: a predictor that learns at once, from this run and `--slo-model-dir`."""
+        config = self.slo_config
+        folder = length_folder(config, "", None) if config.model_dir else None
+        service = LengthService(config, "inline", folder, seed=self.twin_workload.seed)
+        return ArrivingLengths(service, config.confidence_low, config.confidence_high)
 
     def init_ipc_channels(self: Any, port_args: Any) -> None:
         outlet = _Outlet(self.twin_recorder)
