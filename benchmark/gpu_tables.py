@@ -27,6 +27,7 @@ REPLAY: Columns = (
     ("TTFT p99 s", figure("result", "ttft_s", "p99"), 3),
     ("TBT p50 ms", figure("result", "tbt_s", "p50", scale=1e3), 1),
     ("TBT p99 ms", figure("result", "tbt_s", "p99", scale=1e3), 1),
+    ("errors", figure("result", "notes", "errors"), 0),
 )
 PRESSURE: Columns = (
     *REPLAY[:2],

@@ -76,7 +76,7 @@ else
     tree=$(cd "$here/../.." && pwd) path=$(cd "$here/../.." && pwd)/python
 fi
 restore_kernels
-export PYTHONPATH="$tree/scripts/gpu:$path${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$tree/scripts/gpu:$tree/benchmark:$path${PYTHONPATH:+:$PYTHONPATH}"
 export FLASHINFER_WORKSPACE_BASE=$work/kernels TVM_FFI_CACHE_DIR=$work/kernels/tvm-ffi
 export TRITON_CACHE_DIR=$work/kernels/triton TORCHINDUCTOR_CACHE_DIR=$work/kernels/inductor
 export MAX_JOBS=${MAX_JOBS:-$(nproc)} HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpurun import client, tools
+from gpurun import tools
 from gpurun.run import ARMS, OutOfTimeError, Run, generate
 from gpurun.server import OURS, Arm, Server
 from gpurun.workloads import mix_file, pressure_file, request_count
@@ -81,7 +81,7 @@ def mix(level: str) -> Callable[[Run], None]:
         requests = request_count(run, workload, load)
 
         def work(server: Server) -> dict[str, Any]:
-            return client.replay(server.url, workload, load, run.data, requests, run.left_s)
+            return tools.replay(run, server, workload, load, requests)
 
         about = {"level": level, "load": load, "max_requests": requests}
         alternate(run, "mix", [ARMS[name] for name in run.arms], work, about, suffix=f"-{level}")
@@ -94,7 +94,7 @@ def pressure(run: Run) -> None:
     workload, kv_tokens = pressure_file(run), run.sizes.pressure_kv_tokens
 
     def work(server: Server) -> dict[str, Any]:
-        return client.replay(server.url, workload, 1.0, run.data, run.sizes.pressure_requests, run.left_s)
+        return tools.replay(run, server, workload, 1.0, run.sizes.pressure_requests)
 
     ways = (
         ("auto",) if run.device == "cpu" else tuple(PREEMPT_ARMS)

@@ -1,4 +1,4 @@
-"""Command lines of the programs that the parts call: SGLang's benchmark, the profiler, the twin."""
+"""The programs that the parts call: the replay of benchmark/, SGLang's benchmark, the profiler, the twin."""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ def bench_serving(
         )
         figures = json.loads(report.read_text().splitlines()[-1])
     return {key: value for key, value in figures.items() if isinstance(value, int | float | str)}
+
+
+def replay(run: Run, server: Server, workload: Path, load: float, requests: int) -> dict[str, Any]:
+    """Every measure of a replay over HTTP, by the harness of benchmark/, scored by the twin's code.
+
+    Raises RuntimeError if no request was answered: that is a broken server, not a low attainment.
+    """
+    from client import replay as over_http
+    from sglang_slo.twin.workload import load_workload
+
+    work = load_workload(str(workload), load=load, data=run.data, max_requests=requests)
+    result = over_http(work, server.url, server.arm.name)
+    if result.notes["errors"] >= len(work):
+        raise RuntimeError(f"{server.arm.name}: all {len(work)} requests failed\n{server.tail()}")
+    return dict(json.loads(result.to_json()))
 
 
 def twin(run: Run, workload: Path, real: dict[str, Any]) -> Any:
