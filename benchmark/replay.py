@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from client import replay
-from servers import ServerError, server
+from servers import ServerError, end_cleanly, server
 from sglang_slo.twin import plot
 from sglang_slo.twin.report import share_with_spread, spread
 from sglang_slo.twin.result import RunResult
@@ -94,6 +94,7 @@ def pooled(results: list[RunResult], name: str) -> RunResult:
 def main(argv: list[str] | None = None) -> int:
     """Run, print, draw; returns the exit status."""
     args, shared = _parser().parse_known_args(argv)
+    end_cleanly()
     try:
         workload = load_workload(
             args.workload, load=args.load, data=args.data, seed=args.seed, max_requests=args.max_requests

@@ -28,6 +28,11 @@ class ServerError(RuntimeError):
     """The server did not come up; the message ends with the last lines of its log."""
 
 
+def end_cleanly() -> None:
+    """Make SIGTERM an exit like any other, so that servers are taken down when the benchmark is stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @contextmanager
 def server(
     kind: str, flags: Sequence[str], log: Path, environment: dict[str, str] | None = None

@@ -27,14 +27,14 @@ import yaml
 from numpy.typing import NDArray
 
 from client import replay
-from servers import ServerError, server
+from servers import ServerError, end_cleanly, server
 from sglang_slo.core.latency import LatencyModel, ProfileError
+from sglang_slo.profile import MEASURE_ENV
 from sglang_slo.runtime.iteration_log import ENV as ITERATION_LOG
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.runs import Spec, run_all
 from sglang_slo.twin.workload import WorkloadError, load_workload
 
-MEASURE_ENV = "SGLANG_SLO_MEASURE"  # read by sglang_slo.runtime.profile
 TOLERANCE = 0.15
 WORKLOAD = Path(__file__).parent / "workloads" / "truth.yaml"
 # The twin's defaults; a server picks others by the size of the device.
@@ -107,6 +107,7 @@ def with_profile(workload: Path, profile: Path, folder: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if every median is within the tolerance, 1 if not, 2 if something could not be run."""
     args, flags = _parser().parse_known_args(argv)
+    end_cleanly()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         found = check(args, [*SAME_FLAGS, *flags])
@@ -125,7 +126,7 @@ def check(args: argparse.Namespace, flags: list[str]) -> list[Figure]:
     profile, log = args.out / "profile.json", args.out / "iterations.csv"
     log.unlink(missing_ok=True)
     environment = {
-        MEASURE_ENV: json.dumps({"out": str(profile), "seconds": args.seconds}),
+        MEASURE_ENV: json.dumps({"out": str(profile.resolve()), "seconds": args.seconds}),
         ITERATION_LOG: str(log.resolve()),
     }
     real_workload = load_workload(str(args.workload), load=args.load)
