@@ -205,7 +205,9 @@ def _bounds(scene: Scene, load: float, setup: Setup, rule: str) -> list[float]:
 def _bound(spec: Spec, rule: str) -> float:
     """The bound, kept on disk beside the runs: its key is that of the run and the bound's own source."""
     folder = Path(plot.__file__).parent
-    source = b"".join((folder / f"{n}.py").read_bytes() for n in ("bound", "least_work", "prefixes"))
+    source = b"".join(
+        (folder / f"{n}.py").read_bytes() for n in ("bound", "least_work", "prefixes", "relaxation")
+    )
     name = hashlib.sha256(source + f"{runs.key(spec)} {rule}".encode()).hexdigest()[:32]
     path = cache_dir() / "bounds" / f"{name}.json"
     if not path.exists():

@@ -17,8 +17,9 @@ from tiny_scheduler import best_attained, some_schedule
 
 from sglang_slo.core.latency import Coefficients
 from sglang_slo.core.slo import Slo
-from sglang_slo.twin.bound import bound, jobs_of, most_attained
+from sglang_slo.twin.bound import bound, jobs_of
 from sglang_slo.twin.least_work import Jobs
+from sglang_slo.twin.relaxation import most_attained
 from sglang_slo.twin.workload import load_workload
 
 DEVICE = Coefficients(t0_extend=0.0, t0_decode=0.0, c_tok=1.0, c_attn=0.0, w=0.0, c_kv=0.0)
