@@ -51,7 +51,12 @@ class Watched:
             assert req.kv_committed_len <= allocated <= most, f"INV-6: {req.rid}"
             outside += allocated - req.cache_protected_len
         free, tree = self.token_to_kv_pool_allocator.available_size(), self.tree_cache
-        parts = (free, tree.evictable_size(), tree.protected_size(), outside)
+        swapping = (
+            self.slo_preempt.line.leaving_tokens
+            if getattr(self, "slo_on", False) and self.slo_preempt.line
+            else 0
+        )
+        parts = (free, tree.evictable_size(), tree.protected_size(), outside, swapping)
         assert sum(parts) == self.max_total_num_tokens, f"INV-2: {parts} do not sum to capacity"
 
     def _requests(self: Any) -> None:
@@ -67,7 +72,13 @@ class Watched:
         batches = [self.running_batch, self.last_batch, getattr(self, "slo_split", None)]
         batches += [batch for batch, _ in getattr(self, "result_queue", ())]
         reqs = [r for b in batches if b is not None for r in b.reqs]
-        for req in [*reqs, *([self.chunked_req] if self.chunked_req else []), *self.waiting_queue]:
+        preempted = self.slo_preempt.alive() if getattr(self, "slo_on", False) else []
+        for req in [
+            *reqs,
+            *preempted,
+            *([self.chunked_req] if self.chunked_req else []),
+            *self.waiting_queue,
+        ]:
             if req.rid not in seen:
                 seen.add(req.rid)
                 yield req

@@ -11,6 +11,7 @@ ranks agree.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -19,123 +20,89 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.common import release_kv_cache
 
 from sglang_slo.core import preemption
-from sglang_slo.core.latency import decode_shape
 from sglang_slo.core.preemption import WayOut
+from sglang_slo.runtime import batches
+from sglang_slo.runtime.make_room import RoomMaker, freed_tokens
+from sglang_slo.runtime.swap import HostPool
+from sglang_slo.runtime.swap_line import SwapLine, Swapped, iteration_s
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.scheduler import SloScheduler
 
 logger = logging.getLogger(__name__)
 
-CRITICAL_SHARE = 0.5  # of its first-token limit, or less, is left to a request that others make room for
-MOST_NEEDY = 4  # requests that room is made for in one iteration
-MOST_VICTIMS = 4  # requests that leave for one
 RELIEF_ITERATIONS = 32  # room that victims make for those who stay: the next pressure is so far away at least
 
 
 class Preemptor:
     """Applies `core.preemption` to one scheduler."""
 
-    def __init__(self, scheduler: SloScheduler) -> None:
+    def __init__(self, scheduler: SloScheduler, pool: HostPool | None) -> None:
         self.counts: Counter[str] = Counter()  # preemptions by way out; "stock": SGLang's retractions
+        self.line = SwapLine(scheduler, pool) if pool is not None else None
         self._scheduler = scheduler
+        self._room = RoomMaker(scheduler, self)
+        self._head_since_s = -math.inf  # when the head of the line of the swapped last changed
         self._leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
 
     @property
     def _mode(self) -> str:
         return self._scheduler.slo_config.preempt
 
+    def adjust(self, batch: ScheduleBatch, refused: list[int]) -> ScheduleBatch:
+        """The running batch without the victims of this iteration, and with those who are back from the host.
+
+        `refused`: rows that the last plan would have admitted but for KV, most urgent first.
+        """
+        if self.line is None:
+            _ = self._relieve(batch) or self._room.make(batch, refused)
+            return batch
+        self.line.next_planning(idle=batch.is_empty())
+        if not self._relieve(batch) and not self._room.make(batch, refused):
+            self._call_back(batch)
+        back = self.line.ready(now=batch.is_empty())
+        if back is None:
+            return batch
+        self._pick_up(back.reqs)
+        batch.batch_is_full = False
+        return batches.merge(batch, back)
+
     # -- out
 
-    def relieve(self, batch: ScheduleBatch) -> None:
-        """Take victims out of the running `batch`, in place, if its decodes are about to run out of KV."""
+    def _relieve(self, batch: ScheduleBatch) -> bool:
+        """Take victims out of `batch`, in place, if its decodes are about to run out of KV; True: it was so."""
         if self._mode == "stock" or batch.is_empty():
-            return
+            return False
         s, table = self._scheduler, self._scheduler.slo_book.table
         rows = s.slo_book.rows(batch.reqs)
         remaining = table.remaining_tokens[rows]
-        soon = preemption.growth_tokens(remaining, self._lead(rows))
-        if self._free_tokens() >= soon:
-            return
+        soon = preemption.growth_tokens(remaining, self._lead(batch.reqs))
+        if self.free_tokens() >= soon:
+            return False
         s.slo_pins.release_all()
-        free = self._free_tokens()
-        if free >= soon:
-            return
-        allowed = np.fromiter((self._may_leave(req) for req in batch.reqs), bool, len(rows))
-        chosen = self._choose(batch.reqs, rows, allowed, free)
-        self._take_out(batch, chosen)
-        if self._free_tokens() < len(batch.reqs) and s.chunked_req is not None:
-            s._park(s.chunked_req)
+        if self.free_tokens() < len(batch.reqs) and self.line is not None:
+            self.line.release_due(now=True)
+        free = self.free_tokens()
+        if free + (self.line.leaving_tokens if self.line else 0) >= soon:
+            return False
+        allowed = np.fromiter((self.may_leave(req) for req in batch.reqs), bool, len(rows))
+        self.take_out(batch, self._choose(batch.reqs, rows, allowed, free))
+        if self.free_tokens() < len(batch.reqs):
+            if self.line is not None:
+                self.line.release_due(now=True)
+            if s.chunked_req is not None and self.free_tokens() < len(batch.reqs):
+                s._park(s.chunked_req)
+        return True
 
-    def make_room(self, batch: ScheduleBatch, refused: list[int]) -> None:
-        """Ahead of need: let requests that can spare a long gap leave, in place, for critical ones without room.
-
-        `refused`: rows that the last plan would have admitted but for KV, most urgent first. A request is critical
-        when little of its first-token limit is left. Only those leave that miss nothing by it (a spare gap that
-        their 99th percentile permits already, or a limit that is lost), and only if they cost less than the
-        newcomer takes itself.
-        """
-        s = self._scheduler
-        if self._mode == "stock" or s.slo_config.kv == "stock" or batch.is_empty():
-            return
-        for row in refused[:MOST_NEEDY]:
-            if row in s.slo_book.reqs and self._critical(row):
-                self._make_room_for(row, batch)
-
-    def _critical(self, row: int) -> bool:
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        own_s = s.slo_model.prefill_s(0, int(table.prefill_tokens(np.array([row]))[0]))
-        slack_s = float(table.deadline_s[row]) - s.slo_book.base_s(s.slo_tick.now_s) - own_s
-        return 0 <= slack_s <= CRITICAL_SHARE * float(table.ttft_s[row])
-
-    def _make_room_for(self, row: int, batch: ScheduleBatch) -> None:
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        rows = s.slo_book.rows(batch.reqs)
-        # counted on what it has written already: a prediction might not come true
-        spare = preemption.may_miss(table.gaps[rows], table.missed_gaps[rows], np.zeros(len(rows), np.int64))
-        allowed = np.fromiter((self._may_leave(req) for req in batch.reqs), bool, len(rows))
-        allowed &= (spare >= 1) | table.late[rows] | ~np.isfinite(table.tbt_s[rows])
-        bucket = preemption.protection(table.bucket[rows], ~table.late[rows])
-        held = table.held_tokens(rows)
-        order = preemption.victim_order(bucket, table.remaining_tokens[rows], held, table.seq[rows], allowed)
-        chosen = self._fewest(row, batch, rows, order)
-        if chosen is not None:
-            self._take_out(batch, chosen)
-
-    def _fewest(
-        self, row: int, batch: ScheduleBatch, rows: np.ndarray, order: np.ndarray
-    ) -> np.ndarray | None:
-        """The first victims of `order` whose leaving lets `row` in; None if no few ones do, or at too high a price."""
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        charge = int(table.held_tokens(np.array([row]))[0])
-        remaining = int(table.bounded_tokens(np.array([row]))[0])
-        worth_s = s.slo_model.prefill_s(0, charge) + self._occupation_s(row, rows)
-        free, cost_s, stay = self._free_tokens(), 0.0, np.ones(len(rows), bool)
-        for count, position in enumerate(order[:MOST_VICTIMS].tolist()):
-            if s._ledger(rows[stay], free).admits(charge, remaining):
-                return order[:count]
-            context = int(table.context_tokens(rows[position : position + 1])[0])
-            cost_s += s.slo_model.prefill_s(0, context)
-            if cost_s > worth_s:
-                return None
-            stay[position] = False
-            free += freed_tokens(batch.reqs[position])
-        fits = s._ledger(rows[stay], free).admits(charge, remaining)
-        return order[:MOST_VICTIMS] if fits else None
-
-    def _occupation_s(self, row: int, rows: np.ndarray) -> float:
-        """Machine time that a newcomer's decoding takes: its share of the pool, for as long as it is expected to run."""
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        iteration_s = s.slo_model.iteration_s(decode_shape(len(rows), int(table.context_tokens(rows).sum())))
-        expected = float(table.expected_tokens[row])
-        held = float(table.prompt_tokens[row]) + expected / 2
-        return expected * iteration_s * held / s.max_total_num_tokens
-
-    def _lead(self, rows: np.ndarray) -> int:
+    def _lead(self, reqs: list[Req]) -> int:
         """Iterations ahead to act: a swap needs some to hide its copy."""
-        return 1
+        if self.line is None or not self.line.pool.hides or self._mode not in ("auto", "swap"):
+            return 1
+        longest = max(req.seqlen for req in reqs)
+        copy_s = preemption.swap_s(self._scheduler.slo_model, longest) / 2
+        return preemption.lead_iterations(copy_s, iteration_s(self._scheduler, reqs))
 
-    def _may_leave(self, req: Req) -> bool:
+    def may_leave(self, req: Req) -> bool:
         """Whether a running request can be a victim now.
 
         Not one that was preempted often enough. Not one whose first token is in flight: it would lose it.
@@ -145,7 +112,13 @@ class Preemptor:
         table, params = self._scheduler.slo_book.table, req.sampling_params
         penalised = params.frequency_penalty or params.presence_penalty or params.min_new_tokens
         few = table.preemptions[req.slo_row] < self._scheduler.slo_config.max_preemptions
-        return bool(few and len(req.output_ids) and not penalised and req.input_embeds is None)
+        ending = req.to_finish is not None
+        return bool(few and len(req.output_ids) and not ending and not penalised and req.input_embeds is None)
+
+    def _may_swap(self, req: Req) -> bool:
+        """Whether SGLang's own state of a request can be put together again for decoding."""
+        plain = req.multimodal_inputs is None and req.session is None
+        return self.line is not None and plain and not self._scheduler.enable_lora
 
     def _choose(self, reqs: list[Req], rows: np.ndarray, allowed: np.ndarray, free: int) -> np.ndarray:
         """Positions of the victims, so that those who stay can grow for `RELIEF_ITERATIONS`; at least one
@@ -164,47 +137,58 @@ class Preemptor:
         need = preemption.growth_tokens(remaining, RELIEF_ITERATIONS) - free
         return preemption.victims(order, frees + np.clip(remaining, 1, RELIEF_ITERATIONS), need)
 
-    def _take_out(self, batch: ScheduleBatch, positions: np.ndarray) -> None:
+    def take_out(self, batch: ScheduleBatch, positions: np.ndarray) -> None:
         if len(positions) == 0:
             return
         leaving = [batch.reqs[i] for i in positions.tolist()]
         stay = np.setdiff1d(np.arange(len(batch.reqs)), positions)
-        ways = self._ways_out([batch.reqs[i] for i in stay], leaving)
+        staying = [batch.reqs[i] for i in stay]
+        ways = self._ways_out(staying, leaving)
+        seconds = iteration_s(self._scheduler, staying)
         batch.filter_batch(keep_indices=stay.tolist())
         batch.batch_is_full = False
         for req, way in zip(leaving, ways, strict=True):
-            self._leave(req, way)
+            self._leave(req, way, seconds)
 
     def _ways_out(self, stay: list[Req], leaving: list[Req]) -> list[WayOut]:
         s, ways = self._scheduler, []
-        room = self._room_left(stay, leaving)
+        room = self._room_left(stay, leaving) if s.tree_cache.is_tree_cache() else 0
+        swapped = 0
         for req in leaving:
             context = req.kv_committed_len
             pinned = req.kv.kv_allocated_len - freed_tokens(req)
-            costs = preemption.costs(s.slo_model, context, pinned, req.cache_protected_len, room, host_room=0)
+            fits = (
+                self._may_swap(req) and self.line is not None and self.line.pool.room_for(swapped + context)
+            )
+            host_room = context if fits else 0
+            costs = preemption.costs(s.slo_model, context, pinned, req.cache_protected_len, room, host_room)
             way = preemption.way_out(costs, self._mode)
             room -= context - pinned if way is WayOut.KEEP else 0
+            swapped += context if way is WayOut.SWAP else 0
             ways.append(way)
         return ways
 
     def _room_left(self, stay: list[Req], leaving: list[Req]) -> int:
         """KV that stays free or evictable at the forecast peak of those who stay, tokens."""
         s = self._scheduler
-        free = self._free_tokens() + sum(freed_tokens(req) for req in leaving)
+        free = self.free_tokens() + sum(freed_tokens(req) for req in leaving)
         ledger = s._ledger(s.slo_book.rows(stay), free)
         return s.max_total_num_tokens - getattr(ledger, "peak", s.max_total_num_tokens)
 
-    def _leave(self, req: Req, way: WayOut) -> None:
+    def _leave(self, req: Req, way: WayOut, iteration_s: float) -> None:
         s = self._scheduler
         self.counts[way.value] += 1
         s.slo_book.table.preemptions[req.slo_row] += 1
-        release_kv_cache(req, s.tree_cache, is_insert=way is WayOut.KEEP)
-        req.reset_for_retract()
         s.slo_book.withdraw(req.slo_row)
         self._set_deadline(req)
+        if way is WayOut.SWAP and self.line is not None:
+            self.line.take(req, iteration_s)
+            return
+        release_kv_cache(req, s.tree_cache, is_insert=way is WayOut.KEEP)
+        req.reset_for_retract()
         self._leaving.append(req)
 
-    def _free_tokens(self) -> int:
+    def free_tokens(self) -> int:
         s = self._scheduler
         return s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
 
@@ -226,13 +210,68 @@ class Preemptor:
 
     def settle(self) -> None:
         """Put this iteration's victims into the queue; called when the iteration is planned."""
-        s = self._scheduler
         for req in self._leaving:
-            s.slo_book.open(req, req.slo, 0.0, s.slo_model)
-            s._look_up_prefix(req)
-            s.waiting_queue.append(req)
-            req.time_stats.set_wait_queue_entry_time()
+            self.requeue(req)
         self._leaving.clear()
+
+    def requeue(self, req: Req) -> None:
+        """Into the queue of those who have prefill to do."""
+        s = self._scheduler
+        s.slo_book.open(req, req.slo, 0.0, s.slo_model)
+        s._look_up_prefix(req)
+        s.waiting_queue.append(req)
+        req.time_stats.set_wait_queue_entry_time()
+
+    def _call_back(self, batch: ScheduleBatch) -> None:
+        """Start to load the KV of swapped requests, the most urgent first, as far as the ledger admits them."""
+        line = self.line
+        while (
+            line is not None and (waiting := self._next_back()) is not None and self._enters(batch, waiting)
+        ):
+            self._head_since_s = self._scheduler.slo_tick.now_s
+            if line.bring_back(waiting, iteration_s(self._scheduler, batch.reqs)):
+                self.counts["swap_in"] += 1
+
+    def _next_back(self) -> Swapped | None:
+        """The swapped request that goes before all who wait for prefill, if there is one."""
+        s, head = self._scheduler, self.line.head() if self.line else None
+        if head is None:
+            return None
+        table, row = s.slo_book.table, head.req.slo_row
+        queued = s.slo_book.rows([req for req in s.waiting_queue if req.slo_row >= 0])
+        since_s = max(self._head_since_s, float(table.token_s[row]))
+        work_s = s.slo_model.prefill_s(0, head.copy.tokens)
+        turn = preemption.has_its_turn(
+            float(table.deadline_s[row]),
+            table.deadline_s[queued],
+            s.slo_book.base_s(s.slo_tick.now_s),
+            since_s,
+            work_s,
+            s.slo_config.lost_share,
+        )
+        return head if turn else None
+
+    def _enters(self, batch: ScheduleBatch, waiting: Swapped) -> bool:
+        s, req = self._scheduler, waiting.req
+        arriving = len(self.line.arriving) if self.line else 0
+        if s.get_num_allocatable_reqs(len(batch.reqs) + arriving) <= 0:
+            return False
+        s._look_up_prefix(req)
+        table, row = s.slo_book.table, req.slo_row
+        charge = waiting.copy.tokens + 1 - int(table.shared_tokens[row])
+        if self.free_tokens() < charge + len(batch.reqs) + arriving:
+            return False
+        if batch.is_empty() and not arriving and s.chunked_req is None:
+            return True  # alone
+        ledger = s._ledger(s.slo_book.rows(batch.reqs), self.free_tokens(), next_back=False)
+        return ledger.admits(charge, int(table.bounded_tokens(np.array([row]))[0]))
+
+    def _pick_up(self, reqs: list[Req]) -> None:
+        """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""
+        s, table = self._scheduler, self._scheduler.slo_book.table
+        rows, base_s = s.slo_book.rows(reqs), s.slo_book.base_s(s.slo_tick.now_s)
+        passed = table.last_token_s[rows] + table.tbt_s[rows] < base_s
+        table.last_token_s[rows[passed]] = base_s
 
     def retracted(self, req: Req) -> None:
         """SGLang's own retraction took `req` out."""
@@ -241,19 +280,42 @@ class Preemptor:
         self._scheduler.slo_book.withdraw(req.slo_row)
         self._set_deadline(req)
 
+    # -- for the scheduler
+
     def alive(self) -> list[Req]:
         """Requests that are nowhere else in the scheduler."""
-        return self._leaving
+        return [*self._leaving, *(self.line or ())]
+
+    def arriving_rows(self) -> np.ndarray:
+        """Rows that hold KV for their return, int[n]."""
+        return self._scheduler.slo_book.rows([w.req for w in self.line.arriving] if self.line else [])
+
+    def next_back_rows(self) -> np.ndarray:
+        """The row that returns from the host next, int[0 or 1]: newcomers do not get its room."""
+        head = self._next_back()
+        return self._scheduler.slo_book.rows([head.req] if head else [])
+
+    @property
+    def idle(self) -> bool:
+        """No request is anywhere between leaving and being back."""
+        return not self._leaving and (self.line is None or self.line.empty)
+
+    def abort(self, rid: str, everyone: bool) -> None:
+        """End swapped requests whose id begins with `rid`."""
+        if self.line is not None:
+            self.line.abort(rid, everyone)
+
+    def release_device(self) -> None:
+        """Give back all device KV that is held for swapped requests."""
+        if self.line is not None:
+            self.line.cancel_arrivals()
+            self.line.release_due(now=True)
+
+    def weights_change(self) -> None:
+        """What was computed with the old weights is not loaded again."""
+        if self.line is not None:
+            self.line.forget()
 
 
 def _expected(tokens: np.ndarray) -> np.ndarray:
     return np.minimum(tokens, 1 << 30).astype(np.int64)
-
-
-def freed_tokens(req: Req) -> int:
-    """KV that becomes free or evictable when `req` leaves: all it holds but what others hold too."""
-    node, pinned = req.last_node, req.cache_protected_len
-    while node is not None and node.parent is not None and node.lock_ref == 1:
-        pinned -= len(node.key)
-        node = node.parent
-    return req.kv.kv_allocated_len - max(pinned, 0)

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sglang.srt.managers import io_struct
 from sglang.srt.managers import scheduler as stock
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
@@ -40,9 +41,17 @@ from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
 from sglang_slo.runtime.shape import batch_shape, token_getters
 from sglang_slo.runtime.state import gauges
+from sglang_slo.runtime.swap import HostPool, make_host_pool
 from sglang_slo.runtime.tick import Tick, TickReceiver
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS_CHANGE = (
+    io_struct.UpdateWeightFromDiskReqInput,
+    io_struct.UpdateWeightsFromDistributedReqInput,
+    io_struct.UpdateWeightsFromTensorReqInput,
+    io_struct.UpdateWeightsFromIPCReqInput,
+)
 
 MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
 LOW_POOL_SHARE = 0.05  # with less of the pool free or evictable than this, nothing is kept for them
@@ -76,7 +85,7 @@ class SloScheduler(stock.Scheduler):
         self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap)
         self.slo_book = RequestBook(self.slo_config.max_preemptions)
         self.slo_planner = Planner(self.slo_config)
-        self.slo_preempt = Preemptor(self)
+        self.slo_preempt = Preemptor(self, self.make_host_pool())
         self.slo_tick = Tick(clock.now())
         self.slo_ended: list[tuple[int, float]] = []
         self.slo_plan: IterationPlan | None = None
@@ -101,6 +110,11 @@ class SloScheduler(stock.Scheduler):
         folder = length_folder(config, self.model_config.model_path, self.ps.dp_rank)
         service = LengthService(config, "child", folder, vocabulary=vocabulary_of(self.tokenizer))
         return ArrivingLengths(service, config.confidence_low, config.confidence_high)
+
+    def make_host_pool(self) -> HostPool | None:
+        """Host memory for swapped KV, if there is any to be had."""
+        kv_pool = self.token_to_kv_pool_allocator.get_kvcache()
+        return make_host_pool(kv_pool, self.slo_config.host_kv_gb, self.ps.tp_size)
 
     # -- in
 
@@ -143,6 +157,8 @@ class SloScheduler(stock.Scheduler):
             tick = self.make_tick(recv_reqs)
         if self.slo_on and tick is not None:
             self._take(tick)
+        if self.slo_on and any(isinstance(r, WEIGHTS_CHANGE) for r in recv_reqs):
+            self.slo_preempt.weights_change()
         super().process_input_requests(recv_reqs)
 
     def _take(self, tick: Tick) -> None:
@@ -236,8 +252,7 @@ class SloScheduler(stock.Scheduler):
         try:
             began_s = clock.now()
             running_batch.filter_batch()
-            self.slo_preempt.relieve(running_batch)
-            self.slo_preempt.make_room(running_batch, self.slo_refused)
+            running_batch = self.slo_preempt.adjust(running_batch, self.slo_refused)
             self.slo_plan = plan = self._make_plan(running_batch)
             self.slo_plan_s = clock.now() - began_s
         except Exception as error:
@@ -323,20 +338,23 @@ class SloScheduler(stock.Scheduler):
             tightest_ttft_s=book.tightest_ttft_s,
         )
 
-    def _ledger(self, decoding: np.ndarray, free: int) -> Ledger:
+    def _ledger(self, decoding: np.ndarray, free: int, next_back: bool = True) -> Ledger:
+        """The ledger of who holds KV now; with `next_back`, the next to return from the host has its room."""
         table, cut = self.slo_book.table, self.chunked_req
         if self.slo_config.kv == "stock":
             left = table.declared_tokens[decoding] - table.output_tokens[decoding]
             return StockLedger(free, left, self.new_token_ratio_tracker.current)
-        rows = decoding if cut is None else np.append(decoding, cut.slo_row)
-        held = table.held_tokens(rows)
         capacity = self.max_total_num_tokens
-        now = int(table.held_tokens(decoding).sum())
+        rows = np.append(decoding, self.slo_preempt.arriving_rows())
+        now = int(table.held_tokens(rows).sum())
         if cut is not None:
+            rows = np.append(rows, cut.slo_row)
             now += int(table.history_tokens[cut.slo_row] - table.shared_tokens[cut.slo_row])
+        if next_back:
+            rows = np.append(rows, self.slo_preempt.next_back_rows())
         shared = max(capacity - free - now, 0)
         reserve = int(self.slo_config.reserve_floor * capacity)
-        remaining = table.bounded_tokens(rows)
+        held, remaining = table.held_tokens(rows), table.bounded_tokens(rows)
         return ForecastLedger(held, remaining, shared, capacity, reserve)
 
     def _fall_back(self, error: Exception) -> None:
@@ -445,7 +463,13 @@ class SloScheduler(stock.Scheduler):
         """SGLang's abort; rows of requests that were only waiting end at once."""
         super().abort_request(recv_req)
         if self.slo_on:
+            self.slo_preempt.abort(recv_req.rid, recv_req.abort_all)
             self._sweep(None)
+
+    def is_fully_idle(self, for_health_check: bool = False) -> bool:
+        """SGLang's; a server with requests on the host is not idle."""
+        idle = super().is_fully_idle(for_health_check)
+        return idle and (not self.slo_on or self.slo_preempt.idle)
 
     def flush_cache(self, empty_cache: bool = True) -> bool:
         """SGLang's flush; nothing may stay pinned in a tree that is cut down."""
@@ -457,6 +481,8 @@ class SloScheduler(stock.Scheduler):
         """SGLang's pause, over the whole running batch."""
         if self.slo_on:
             self.running_batch = self._rejoin(self.running_batch)
+            if recv_req.mode == "retract":
+                self.slo_preempt.release_device()
         return super().pause_generation(recv_req)
 
     # -- report

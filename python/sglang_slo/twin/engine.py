@@ -33,16 +33,20 @@ class VirtualEngine:
         """The clock, for `sglang_slo.clock.use`."""
         return self.now_s
 
-    def launch(self, shape: BatchShape, extra_s: float = 0.0) -> tuple[float, float]:
-        """Launch a pass: (start, end), seconds. `extra_s`: what else it must wait for, such as a swap."""
+    def launch(self, shape: BatchShape) -> tuple[float, float]:
+        """Launch a pass: (start, end), seconds."""
         self.now_s += self._schedule_s
-        duration = self.model.iteration_s(shape) + extra_s
+        duration = self.model.iteration_s(shape)
         if self._sigma > 0:
             # Mean 1, so that noise changes the spread and not the capacity.
             duration *= float(self._rng.lognormal(-(self._sigma**2) / 2, self._sigma))
         start = max(self.now_s, self.busy_until_s)
         self.busy_until_s = start + duration
         return start, self.busy_until_s
+
+    def not_before(self, time_s: float) -> None:
+        """The next pass begins at `time_s` at the earliest: it needs something that is there then."""
+        self.busy_until_s = max(self.busy_until_s, time_s)
 
     def wait_until(self, time_s: float) -> None:
         """Let time pass up to `time_s`; nothing if that is over already."""

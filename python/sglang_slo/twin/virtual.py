@@ -22,6 +22,7 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.runtime.lengths import ArrivingLengths, length_folder
 from sglang_slo.twin.feeder import Feeder
+from sglang_slo.twin.host_pool import VirtualHostPool
 from sglang_slo.twin.recorder import Recorder
 from sglang_slo.twin.worker import TwinWorker
 from sglang_slo.twin.workload import Workload
@@ -80,6 +81,11 @@ class _Virtual:
         folder = length_folder(config, "", None) if config.model_dir else None
         service = LengthService(config, "inline", folder, seed=self.twin_workload.seed)
         return ArrivingLengths(service, config.confidence_low, config.confidence_high)
+
+    def make_host_pool(self: Any) -> VirtualHostPool | None:
+        """Asked for by `SloScheduler`."""
+        gb = self.slo_config.host_kv_gb
+        return VirtualHostPool(self.twin_recorder.engine, gb) if gb > 0 else None
 
     def init_ipc_channels(self: Any, port_args: Any) -> None:
         outlet = _Outlet(self.twin_recorder)
