@@ -58,5 +58,8 @@ class PlannedAdder(PrefillAdder):
     def _take(self, req: Req, tokens: int) -> None:
         start = len(req.prefix_indices)
         req.set_extend_range(start, start + tokens)
+        computed = getattr(req, "slo_computed_tokens", 0)
+        again = max(min(computed, start + tokens) - start, 0)
+        req.slo_recomputed_tokens = getattr(req, "slo_recomputed_tokens", 0) + again
         self.can_run_list.append(req)
         self._update_prefill_budget(start, tokens, 0, req.retracted_stain)

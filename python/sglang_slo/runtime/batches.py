@@ -41,3 +41,14 @@ def merge(batch: ScheduleBatch, part: ScheduleBatch) -> ScheduleBatch:
         return part
     batch.merge_batch(part)
     return batch
+
+
+def correct_prefixes(batch: ScheduleBatch) -> None:
+    """Say of a mixed batch's decodes how much of each is in the KV pool: all but the token it is about to compute.
+
+    SGLang counts one token more under overlap scheduling, on the ground that every decode has one in flight. One
+    that sat an iteration out, or has just come back from the host, has not.
+    """
+    decodes = len(batch.decoding_reqs or ())
+    if decodes:
+        batch.prefix_lens[-decodes:] = (batch.seq_lens_cpu[-decodes:] - 1).tolist()

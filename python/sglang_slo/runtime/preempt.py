@@ -1,7 +1,7 @@
 """Takes requests out of the running batch before KV runs short, each by the cheapest way out, and keeps
 count.
 
-`relieve` runs at the top of planning, when SGLang's batches are merged and at most one iteration is in
+`adjust` runs at the top of planning, when SGLang's batches are merged and at most one iteration is in
 flight. A victim's token in flight is dropped, as in SGLang's own retraction, and computed again; so a victim
 may be back at the next planning at the earliest, when that iteration's results are out (`settle`). SGLang's
 retraction stays the last resort. All decisions come from the table and the latency model, thus from the tick:
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.common import release_kv_cache
 
 from sglang_slo.core import preemption
+from sglang_slo.core.latency import LatencyModel
 from sglang_slo.core.preemption import WayOut
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.make_room import RoomMaker, freed_tokens
@@ -43,6 +45,7 @@ class Preemptor:
         self._scheduler = scheduler
         self._room = RoomMaker(scheduler, self)
         self._head_since_s = -math.inf  # when the head of the line of the swapped last changed
+        self._swap_cost: tuple[float, float] | None = None
         self._leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
 
     @property
@@ -90,9 +93,17 @@ class Preemptor:
         if self.free_tokens() < len(batch.reqs):
             if self.line is not None:
                 self.line.release_due(now=True)
-            if s.chunked_req is not None and self.free_tokens() < len(batch.reqs):
-                s._park(s.chunked_req)
+            if self.free_tokens() < len(batch.reqs):
+                self._park()
         return True
+
+    def _park(self) -> None:
+        """The half-prefilled request lets go of its KV, too; it may be back when its chunk in flight is over."""
+        s, req = self._scheduler, self._scheduler.chunked_req
+        if req is not None:
+            s._park(req)
+            s.waiting_queue.remove(req)
+            self._leaving.append(req)
 
     def _lead(self, reqs: list[Req]) -> int:
         """Iterations ahead to act: a swap needs some to hide its copy."""
@@ -181,7 +192,9 @@ class Preemptor:
         s.slo_book.table.preemptions[req.slo_row] += 1
         s.slo_book.withdraw(req.slo_row)
         self._set_deadline(req)
+        req.slo_computed_tokens = req.seqlen - 1
         if way is WayOut.SWAP and self.line is not None:
+            req.slo_swapped = getattr(req, "slo_swapped", 0) + 1
             self.line.take(req, iteration_s)
             return
         release_kv_cache(req, s.tree_cache, is_insert=way is WayOut.KEEP)
@@ -273,12 +286,36 @@ class Preemptor:
         passed = table.last_token_s[rows] + table.tbt_s[rows] < base_s
         table.last_token_s[rows[passed]] = base_s
 
+    def before_decode(self, batch: ScheduleBatch) -> None:
+        """What is only kept for later is let go before SGLang looks whether it has to retract."""
+        if self.free_tokens() < len(batch.reqs):
+            self._scheduler.slo_pins.release_all()
+            if self.line is not None:
+                self.line.release_due(now=True)
+
     def retracted(self, req: Req) -> None:
         """SGLang's own retraction took `req` out."""
+        req.slo_computed_tokens = req.seqlen - 1
         self.counts["stock"] += 1
         self._scheduler.slo_book.table.preemptions[req.slo_row] += 1
         self._scheduler.slo_book.withdraw(req.slo_row)
         self._set_deadline(req)
+
+    # -- what a swap costs
+
+    def measured(self) -> tuple[float, float] | None:
+        """(overhead s, bytes per s) of transfers as this rank sees them, if there is news."""
+        meter = self.line.pool.meter if self.line else None
+        return meter.fit() if meter is not None and meter.news else None
+
+    def priced(self, model: LatencyModel, swap: tuple[float, float] | None) -> LatencyModel:
+        """`model` with what swapping costs: as rank 0 measured it last, `swap` if that is new."""
+        self._swap_cost = swap or self._swap_cost
+        if self.line is None or self._swap_cost is None:
+            return model
+        overhead_s, rate = self._swap_cost
+        per_token = self.line.pool.bytes_per_token
+        return replace(model, swap_overhead_s=overhead_s, swap_bytes_per_s=rate, kv_bytes_per_token=per_token)
 
     # -- for the scheduler
 

@@ -143,7 +143,7 @@ class SloScheduler(stock.Scheduler):
             with self._noted("lengths"):
                 quantiles = lengths.predict(requests)
                 confidence = lengths.confidence(now, len(quantiles), len(self.waiting_queue))
-        return Tick(now, ended, self.slo_fit.maybe_refit(), quantiles, confidence)
+        return Tick(now, ended, self.slo_fit.maybe_refit(), quantiles, confidence, self.slo_preempt.measured())
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         """Take the tick out of the list and SGLang's requests from the rest."""
@@ -167,8 +167,8 @@ class SloScheduler(stock.Scheduler):
             launch = self.slo_book.ended(iteration, end_s)
             if launch is not None:
                 self.slo_fit.add(launch)
-        if tick.model is not None:
-            self.slo_model = tick.model
+        if tick.model is not None or tick.swap is not None:
+            self.slo_model = self.slo_preempt.priced(tick.model or self.slo_model, tick.swap)
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.slo_on:
@@ -382,6 +382,13 @@ class SloScheduler(stock.Scheduler):
             running_batch = batches.merge(aside, running_batch)
         return NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
 
+    def _get_new_batch_prefill_raw(self, *args: Any, **kwargs: Any) -> tuple[Any, ScheduleBatch]:
+        """SGLang's building of a prefill batch, with what it takes for granted of mixed ones made true."""
+        batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
+        if batch is not None:
+            batches.correct_prefixes(batch)
+        return batch, running_batch
+
     @contextlib.contextmanager
     def _only(self, planned: dict[Req, int]) -> Iterator[None]:
         """While SGLang's prefill code runs: the queue is the plan, in its order, and nobody reorders it."""
@@ -401,6 +408,7 @@ class SloScheduler(stock.Scheduler):
 
     def _park(self, req: Req) -> None:
         """Set the half-prefilled request aside: its KV stays in the radix tree, where its next turn finds it."""
+        req.slo_computed_tokens = req.kv_committed_len
         release_kv_cache(req, self.tree_cache, is_insert=True)
         req.reset_for_retract()
         req.retraction_count -= 1  # nothing was taken from it
@@ -411,6 +419,8 @@ class SloScheduler(stock.Scheduler):
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
+        if self.slo_on:
+            self.slo_preempt.before_decode(batch)
         plan = self.slo_plan
         if plan is None or plan.decode is None:
             return super().update_running_batch(batch)

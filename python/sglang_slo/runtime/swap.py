@@ -20,6 +20,10 @@ from sglang_slo import clock
 
 logger = logging.getLogger(__name__)
 
+MEASURE_TOKENS = 1024  # size of the copies that are timed at start-up
+METER_KEEPS = 64  # transfers that the cost model is fitted to
+METER_NEWS = 6  # further ones before it is fitted again
+
 # (buffer on the device, host memory, slots in the buffer)
 Move = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
@@ -67,15 +71,19 @@ class HostPool(Protocol):
 class SwapMeter:
     """Learns what a transfer costs from the last ones: seconds = overhead + bytes / rate."""
 
-    def __init__(self, keep: int = 64) -> None:
-        self._keep = keep
-        self._seen: list[tuple[float, float]] = []  # (bytes, seconds)
-        self.news = False  # something was seen since `fit`
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque(maxlen=METER_KEEPS)  # (bytes, seconds)
+        self._new = 0
 
     def saw(self, n_bytes: float, seconds: float) -> None:
         """Note a finished transfer."""
-        self._seen = [*self._seen, (n_bytes, seconds)][-self._keep :]
-        self.news = True
+        self._seen.append((n_bytes, seconds))
+        self._new += 1
+
+    @property
+    def news(self) -> bool:
+        """Enough was seen since the last `fit` for another."""
+        return self._new >= METER_NEWS
 
     def fit(self) -> tuple[float, float] | None:
         """(overhead s, bytes per s), both above 0; None with fewer than two sizes seen.
@@ -83,7 +91,7 @@ class SwapMeter:
         The line through the medians of the smaller and the larger half of the transfers: no outlier moves it
         far.
         """
-        self.news = False
+        self._new = 0
         seen = sorted(self._seen)
         half = len(seen) // 2
         if half == 0 or seen[0][0] == seen[-1][0]:
@@ -261,7 +269,9 @@ def make_host_pool(kv_pool: Any, host_kv_gb: float, ranks: int) -> ArenaHostPool
         return None
     tokens = int(host_kv_gb * 1e9 / ranks / sum(row_bytes(b) for b in buffers))
     try:
-        return ArenaHostPool(buffers, tokens)
+        pool = ArenaHostPool(buffers, tokens)
+        measure(pool, min(tokens, buffers[0].shape[0] - 1, MEASURE_TOKENS))
+        return pool
     except (RuntimeError, MemoryError) as error:
         logger.warning("sglang-slo: no swap: --slo-host-kv-gb %g: %s", host_kv_gb, error)
         return None

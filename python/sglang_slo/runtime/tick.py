@@ -25,6 +25,7 @@ class Tick:
     model: LatencyModel | None = None  # a refitted latency model, when there is one
     log_quantiles: dict[str, list[float]] = field(default_factory=dict)  # request id -> predicted length
     confidence: float = 0.9  # of length bounds, at the present load
+    swap: tuple[float, float] | None = None  # (overhead s, bytes per s) of swap transfers, newly measured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,9 @@ class Feeder:
 
     def _held_until(self) -> float:
         # A scheduler may hold requests back until a time of its own: let it look again soon.
-        if self._scheduler.waiting_queue or not self._scheduler.running_batch.is_empty():
+        preempt = getattr(self._scheduler, "slo_preempt", None)
+        held = bool(self._scheduler.waiting_queue) or (preempt is not None and not preempt.idle)
+        if held or not self._scheduler.running_batch.is_empty():
             return self._recorder.engine.now_s + IDLE_STEP_S
         return math.inf
 
