@@ -24,7 +24,7 @@ MEDIAN = 3  # column of the median
 MAX_LENGTH_TOKENS = 2**30  # stands for "no declared maximum"
 
 _HAZARD = np.concatenate([[0.0], -np.log1p(-QUANTILES)])  # H at the knots; the first knot is (ln 1, 0)
-_MIN_STEP = 1e-4  # least ln l between two knots: keeps the curve invertible where quantiles coincide
+_MIN_STEP = 1e-8  # least ln l between two knots: keeps the curve invertible where quantiles coincide
 _MAX_LOG = math.log(MAX_LENGTH_TOKENS)
 _MIDPOINTS = (np.arange(8) + 0.5) / 8  # levels over which an expectation is averaged
 
@@ -114,6 +114,6 @@ def _log_length_at(knots: Floats, hazard: Floats) -> Floats:
 
 
 def _clip_remaining(remaining: Floats, generated: Ints, declared_max: Ints) -> Ints:
-    """Round up to whole tokens in [1, what the client still allows]; 1e-6 forgives the logarithm's rounding."""
-    whole = np.ceil(remaining - 1e-6 * (1 + generated)).astype(np.int64)
+    """Round up to whole tokens in [1, what the client still allows]; a millionth forgives the logarithm's rounding."""
+    whole = np.ceil(remaining - 1e-6 * (generated + remaining)).astype(np.int64)
     return np.clip(whole, 1, np.maximum(np.asarray(declared_max, np.int64) - generated, 1))

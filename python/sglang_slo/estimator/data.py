@@ -97,6 +97,8 @@ def _requests(row: dict[str, Any], where: str) -> list[tuple[ArrivalFeatures, fl
 def _logged(row: dict[str, Any], where: str) -> tuple[ArrivalFeatures, float]:
     if "output_tokens" not in row:
         raise DataError(f"{where}: need output_chars or output_tokens, got {sorted(row)[:8]}")
+    nested = row.get("features")
+    row = {**nested, **row} if isinstance(nested, dict) else row
     fields: dict[str, Any] = {"declared_max": NO_LIMIT_TOKENS}
     for name, keys in _NUMBERS.items():
         for key in keys:

@@ -16,13 +16,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_slo.estimator.lexicon import GROUPS, Lexicon, count, hash_words
+from sglang_slo.estimator.lexicon import GROUPS, WORDS, Lexicon, count, hash_words
 from sglang_slo.estimator.stream import (
     DIGIT,
     FOREIGN,
+    GERUND,
     HEAD_CHARS,
     HEAD_IDS,
     NEWLINE,
+    NOUN,
     PUNCTUATION,
     TAIL_CHARS,
     TAIL_TOKENS,
@@ -71,16 +73,25 @@ STREAM_COLUMNS = (
         "log_first_line",
     ),
     *("log_last_line", "log_largest_number", "log_asked_units", "log_sentence", "first_upper"),
+    *("log_rest", "log_first_sentence", "log_quoted", "long_share", "distinct_share", "common_share"),
+    *("log_abstract_nouns", "log_gerunds"),
     *(f"mark {m}" for m in MARKS.split()),
     *(f"last {m}" for m in ("?", ".", ":", '"', "other")),
 )
-SEGMENTS = ("all", "first line", "opening", "tail")
-DENSE_COLUMNS = (*REQUEST_COLUMNS, *STREAM_COLUMNS, *(f"{s}: {g}" for s in SEGMENTS for g in GROUPS))
+LEXICON_COLUMNS = (
+    *GROUPS,
+    *(f"{segment}: {group}" for segment in ("first line", "opening") for group in WORDS),
+)
+DENSE_COLUMNS = (*REQUEST_COLUMNS, *STREAM_COLUMNS, *LEXICON_COLUMNS)
 DENSE = len(DENSE_COLUMNS)
 
 _LEXICON = Lexicon()
 _MARKS = np.concatenate([hash_words(m) for m in MARKS.split()])
 _LAST = _MARKS[[0, 4, 2, 1]]
+_ENDS = np.sort(_MARKS[[0, 4, 2, -1]])
+_COMMON = np.sort(hash_words("the a an of to in and"))
+_DOC_BITS = np.uint64(0xFFFF)  # low bits that tell documents apart while counting distinct tokens
+LONG_WORD = 8  # bytes
 _UNITS = np.sort(
     hash_words(
         "word words sentence sentences paragraph paragraphs page pages line lines character characters"
@@ -119,6 +130,11 @@ class ArrivalFeatures:
     raw: NDArray[np.floating] | None = field(default=None, repr=False)  # log quantiles before calibration [Q]
     issued: NDArray[np.floating] | None = field(default=None, repr=False)  # and after it
     source: int = field(default=-1, repr=False)  # which model said so
+
+    def for_log(self) -> dict[str, str | int | float]:
+        """What a request log keeps of a request besides its lengths; `estimator.data` reads it back."""
+        kept = ("model", "caller", "declared_max", "turns", "temperature", "top_p")
+        return {name: getattr(self, name) for name in kept}
 
 
 Rows = NDArray[np.void]
@@ -213,10 +229,9 @@ def _stream_columns(head: Stream, tail: Stream) -> NDArray[np.float32]:
     np.minimum.at(cut, head.doc, first_newline)
     hits, everything = _LEXICON.hits(head), np.ones(len(place), bool)
     counts = [
-        count(hits, head, everything),
-        count(hits, head, place < cut[head.doc]),
-        count(hits, head, place < OPENING),
-        count(_LEXICON.hits(tail), tail, np.ones(len(tail.doc), bool)),
+        count(hits, head, everything, len(GROUPS)),
+        count(hits, head, place < cut[head.doc], len(WORDS)),
+        count(hits, head, place < OPENING, len(WORDS)),
     ]
     return np.concatenate([_statistics(head, tail, place, cut), *counts], axis=1)
 
@@ -235,11 +250,11 @@ def _statistics(
     words = (flags & (PUNCTUATION | NEWLINE)) == 0
     largest = np.zeros(n)
     np.maximum.at(largest, doc, head.value)
-    unit = np.isin(head.hashes[1:], _UNITS) & (doc[1:] == doc[:-1])
+    unit = _is_in(head.hashes[1:], _UNITS) & (doc[1:] == doc[:-1])
     asked = np.zeros(n)
     np.maximum.at(asked, doc[:-1][unit], head.value[:-1][unit])
     newlines = total((flags & NEWLINE) > 0)
-    ends = total(np.isin(head.hashes, _MARKS[[0, 4, -1]]))
+    ends = total(_is_in(head.hashes, _ENDS))
     at = np.minimum(np.searchsorted(tail.doc, np.arange(tail.n), side="right") - 1, len(tail.doc) - 1)
     there = np.bincount(tail.doc, minlength=tail.n) > 0
     last = np.where(there, tail.hashes[at], 0) if len(tail.doc) else np.zeros(n, np.uint64)
@@ -264,11 +279,43 @@ def _statistics(
             np.log1p(asked),
         ),
         *(np.log1p(tokens / (1 + ends)), opens),
+        *(np.log1p(np.maximum(tokens - cut, 0)), np.log1p(np.minimum(_first_end(head, place), tokens))),
+        *(np.log1p(total(_quoted(head))), total(head.size >= LONG_WORD) / some, _distinct(head) / some),
+        *(total(_is_in(head.hashes, _COMMON)) / some, np.log1p(total((flags & NOUN) > 0))),
+        np.log1p(total((flags & GERUND) > 0)),
         *(np.log1p(total(head.hashes == mark)) for mark in _MARKS),
         *closing.T,
         ~closing.any(axis=1),
     ]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _first_end(head: Stream, place: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Place [n] of the first mark that ends a sentence, beyond the last token without one."""
+    first = np.full(head.n, len(place) + 1)
+    ends = _is_in(head.hashes, _ENDS)
+    np.minimum.at(first, head.doc[ends], place[ends])
+    return first
+
+
+def _quoted(head: Stream) -> NDArray[np.bool_]:
+    """Which tokens [T] stand between double quotes (an odd number of them came before in the prompt)."""
+    quotes = head.hashes == _MARKS[1]
+    before = np.cumsum(quotes)
+    start = np.searchsorted(head.doc, np.arange(head.n))
+    offset = np.append(0, before)[start]
+    return np.asarray(((before - offset[head.doc]) % 2 == 1) & ~quotes)
+
+
+def _distinct(head: Stream) -> NDArray[np.intp]:
+    """Number of different tokens of each document [n]."""
+    keys = np.unique((head.hashes & ~_DOC_BITS) | head.doc.astype(np.uint64))
+    return np.bincount((keys & _DOC_BITS).astype(np.intp), minlength=head.n)[: head.n]
+
+
+def _is_in(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which hashes [T] are in the sorted `known`."""
+    return np.asarray(known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes)
 
 
 def _last_newline(head: Stream, place: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -1,6 +1,7 @@
-"""The text head: a ridge regression on hashed n-grams, whose answer the trees see as one more column.
+"""The text head: kernel ridge on hashed n-grams and dense columns, whose answer the trees see as one more column.
 
-Trees are poor at adding up many weak words, a linear model is good at it. The target is sqrt(length / typical length of
+Trees are poor at adding up many weak words, a kernel model is good at it: linear in the n-grams plus Gaussian in the
+standardised dense columns (by Nystroem's method, so that a prediction costs `LANDMARKS` distances). The target is sqrt(length / typical length of
 the model): its mean lies near the median of skewed lengths. Trees must not see answers that the head learnt by heart,
 so training rows get leave-one-prompt-out predictions, which the dual form gives in closed form.
 """
@@ -19,69 +20,122 @@ MAX_PROMPTS = 1500  # newest prompts that take part: the solve is cubic in them
 MIN_GROUP = 100  # prompts a model must have answered to get a head of its own
 MAX_GROUPS = 32
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
-DENSE_WEIGHT = 0.1  # of a standardised dense column beside a unit-length vector of n-grams
+LANDMARKS = 384  # prompts that the Gaussian part is spanned by
+GAUSS_WEIGHT, GAUSS_WIDTH = (
+    3.0,
+    0.5,
+)  # of the Gaussian part beside unit-length n-grams; in median squared distances
 
 Floats = NDArray[np.float64]
 
 
 @dataclass
 class TextHead:
-    """Weights of the ridge. `weights` [1 + G, HASH_BINS + DENSE] of everybody's head and of each group's own,
-    `intercepts` [1 + G], `groups` [G] sorted name hashes, `idf` [HASH_BINS], `mean` and `scale` [DENSE]."""
+    """`words` [1 + G, HASH_BINS] and `gauss` [1 + G, LANDMARKS or fewer]: weights of everybody's head and of each
+    group's own; `intercepts` [1 + G]; `groups` [G] sorted name hashes; `space` what both are measured in."""
 
-    weights: Floats
+    words: Floats
+    gauss: Floats
     intercepts: Floats
     groups: NDArray[np.uint64]
-    idf: Floats
-    mean: Floats
-    scale: Floats
+    space: Space
 
     def predict(self, rows: Rows) -> Floats:
         """Columns [n, 2]: everybody's head, and the row's group's own (everybody's where it has none)."""
-        answers = _design(rows, self.idf, self.mean, self.scale) @ self.weights.T + self.intercepts
+        answers = (
+            self.space.words(rows) @ self.words.T + self.space.gauss(rows) @ self.gauss.T + self.intercepts
+        )
         own = _own_column(rows["group"], self.groups)
         return np.stack([answers[:, 0], answers[np.arange(len(rows)), own]], axis=1)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What a model file stores."""
-        return {f"head_{name}": getattr(self, name) for name in _FIELDS}
+        mine = {f"head_{name}": getattr(self, name) for name in _FIELDS}
+        return mine | {f"space_{name}": getattr(self.space, name) for name in _SPACE_FIELDS}
 
     @staticmethod
     def from_arrays(arrays: dict[str, NDArray[np.generic]]) -> TextHead:
         """Inverse of `arrays`. Raises KeyError or ValueError on a wrong shape."""
-        head = TextHead(*(np.asarray(arrays[f"head_{name}"]) for name in _FIELDS))  # type: ignore[arg-type]
-        if head.weights.shape != (1 + len(head.groups), HASH_BINS + DENSE):
-            raise ValueError(f"head_weights: need {(1 + len(head.groups), HASH_BINS + DENSE)}")
+        space = Space(*(np.asarray(arrays[f"space_{name}"]) for name in _SPACE_FIELDS))  # type: ignore[arg-type]
+        head = TextHead(*(np.asarray(arrays[f"head_{name}"]) for name in _FIELDS), space)  # type: ignore[arg-type]
+        if head.words.shape != (1 + len(head.groups), HASH_BINS) or space.landmarks.shape[1] != DENSE:
+            raise ValueError("head: weights of another shape")
         return head
 
 
-_FIELDS = ("weights", "intercepts", "groups", "idf", "mean", "scale")
+@dataclass
+class Space:
+    """Where prompts are compared. `idf` [HASH_BINS]; `mean`, `scale` [DENSE] of dense columns; `landmarks` [m, DENSE]
+    standardised; `width` []: a squared distance, float32 throughout."""
+
+    idf: Floats
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    width: NDArray[np.float32]
+
+    def words(self, rows: Rows) -> sparse.csr_matrix:
+        """[n, HASH_BINS]: unit vectors of log counts times idf."""
+        grams = _counts(rows)
+        grams.data = (1 + np.log(grams.data)) * self.idf[grams.indices]
+        total = np.add.reduceat(np.append(grams.data**2, 0.0), grams.indptr[:-1])
+        length = np.sqrt(np.where(np.diff(grams.indptr) > 0, total, 1.0))
+        grams.data /= np.repeat(np.maximum(length, 1e-9), np.diff(grams.indptr))
+        return grams
+
+    def dense(self, rows: Rows) -> NDArray[np.float32]:
+        """[n, DENSE]: standardised, unknown values at the mean."""
+        return np.nan_to_num(np.clip((rows["dense"] - self.mean) * self.scale, -3, 3), copy=False)
+
+    def gauss(self, rows: Rows) -> NDArray[np.float32]:
+        """[n, m]: exp(-distance^2 / width) to each landmark."""
+        points = self.dense(rows)
+        squares = (points**2).sum(axis=1)[:, None] + (self.landmarks**2).sum(axis=1)
+        return np.exp(-np.maximum(squares - 2 * points @ self.landmarks.T, 0) / self.width)
 
 
-def fit(rows: Rows, ratio: Floats) -> tuple[TextHead, Floats]:
+_SPACE_FIELDS = ("idf", "mean", "scale", "landmarks", "width")
+_FIELDS = ("words", "gauss", "intercepts", "groups")
+
+
+def fit(rows: Rows, ratio: Floats, seed: int = 0) -> tuple[TextHead, Floats]:
     """Head for `rows` [n] with `ratio` [n] = length / typical length, and its leave-one-prompt-out columns [n, 2]."""
     first, prompt = _prompts(rows["prompt"])
     target = np.sqrt(np.clip(ratio, 0.0, 16.0))
-    idf, mean, scale = _scales(rows[first])
-    design = _design(rows[first], idf, mean, scale)
-    gram = (design @ design.T).toarray()
+    space = _space(rows[first], seed)
+    words, gauss = space.words(rows[first]), np.asarray(space.gauss(rows[first]), np.float64)
+    root = _inverse_root(space)
+    gram = (words @ words.T).toarray() + GAUSS_WEIGHT * (gauss @ root) @ (gauss @ root).T
     use = prompt >= 0
-    total = np.bincount(prompt[use], target[use], len(first)) / np.bincount(prompt[use], minlength=len(first))
-    alpha, dual, out, centre = _ridge(gram, total, ALPHAS)
-    weights, intercepts, groups = [design.T @ dual], [centre], []
-    columns = np.full((len(rows), 2), centre)
-    columns[use] = out[prompt[use], None]
-    for group in _own_groups(rows["group"], use):
-        mine = np.flatnonzero((rows["group"] == group) & use)
+    head = TextHead(
+        np.zeros((0, HASH_BINS)), np.zeros((0, len(root))), np.zeros(0), np.zeros(0, np.uint64), space
+    )
+    columns = np.zeros((len(rows), 2))
+    alphas, groups = ALPHAS, _own_groups(rows["group"], use)
+    for group in [None, *groups]:
+        mine = np.flatnonzero(use if group is None else (rows["group"] == group) & use)
         at, back = np.unique(prompt[mine], return_inverse=True)
         mean_target = np.bincount(back, target[mine]) / np.bincount(back)
-        _, dual, out, centre = _ridge(gram[np.ix_(at, at)], mean_target, (alpha,))
+        alpha, dual, out, centre = _ridge(gram[np.ix_(at, at)], mean_target, alphas)
+        if group is None:
+            columns[:] = centre
+            columns[mine, 0] = out[back]
+            alphas = (alpha,)
         columns[mine, 1] = out[back]
-        weights.append(design[at].T @ dual)
-        intercepts.append(centre)
-        groups.append(group)
-    head = TextHead(np.array(weights), np.array(intercepts), np.array(groups, np.uint64), idf, mean, scale)
+        head.words = np.vstack([head.words, words[at].T @ dual])
+        head.gauss = np.vstack([head.gauss, GAUSS_WEIGHT * root @ (root.T @ (gauss[at].T @ dual))])
+        head.intercepts = np.append(head.intercepts, centre)
+    head.groups = np.array(groups, np.uint64)
     return head, columns
+
+
+def _inverse_root(space: Space) -> Floats:
+    """[m, k] R with R R^T the pseudo-inverse of the landmarks' own kernel (Nystroem)."""
+    squares = (space.landmarks**2).sum(axis=1)
+    distance = np.maximum(squares[:, None] + squares - 2 * space.landmarks @ space.landmarks.T, 0)
+    values, vectors = linalg.eigh(np.exp(-distance.astype(np.float64) / float(space.width)))
+    keep = values > 1e-6 * values[-1]
+    return np.asarray(vectors[:, keep] / np.sqrt(values[keep]))
 
 
 def _prompts(fingerprint: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -127,17 +181,24 @@ def _ridge(gram: Floats, target: Floats, alphas: tuple[float, ...]) -> tuple[flo
     return best[1], best[2], best[3], centre
 
 
-def _scales(rows: Rows) -> tuple[Floats, Floats, Floats]:
-    """Inverse document frequencies [HASH_BINS]; mean and scale [DENSE] of the known dense values (scale 0: constant)."""
-    counts = _counts(rows)
-    seen = np.bincount(counts.indices, minlength=HASH_BINS)
+def _space(rows: Rows, seed: int) -> Space:
+    """Document frequencies, scales of the known dense values (0: constant column) and landmarks of prompts [n]."""
+    seen = np.bincount(_counts(rows).indices, minlength=HASH_BINS)
     idf = np.where(seen >= 2, 1 + np.log((1 + len(rows)) / (1 + seen)), 0.0)
     dense = rows["dense"].astype(np.float64)
     known = np.isfinite(dense)
     n = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, dense, 0).sum(axis=0) / n
     spread = np.sqrt(np.where(known, (dense - mean) ** 2, 0).sum(axis=0) / n)
-    return idf, mean, np.divide(1.0, spread, out=np.zeros(DENSE), where=spread > 1e-6)
+    scale = np.divide(1.0, spread, out=np.zeros(DENSE), where=spread > 1e-6)
+    small = [np.asarray(v, np.float32) for v in (mean, scale, np.zeros((0, DENSE)), 1.0)]
+    space = Space(idf, *small)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:LANDMARKS]
+    space.landmarks = space.dense(rows[chosen])
+    squares = (space.landmarks**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * space.landmarks @ space.landmarks.T
+    space.width = np.asarray(max(float(np.median(distances)), 1e-3) / GAUSS_WIDTH, np.float32)
+    return space
 
 
 def _counts(rows: Rows) -> sparse.csr_matrix:
@@ -148,13 +209,3 @@ def _counts(rows: Rows) -> sparse.csr_matrix:
     counts = sparse.csr_matrix((np.ones(len(indices)), indices, indptr), (len(rows), HASH_BINS))
     counts.sum_duplicates()
     return counts
-
-
-def _design(rows: Rows, idf: Floats, mean: Floats, scale: Floats) -> sparse.csr_matrix:
-    """[n, HASH_BINS + DENSE]: n-grams as unit vectors of log counts times idf, dense columns standardised."""
-    grams = _counts(rows)
-    grams.data = (1 + np.log(grams.data)) * idf[grams.indices]
-    length = np.sqrt(np.asarray(grams.multiply(grams).sum(axis=1)).ravel())
-    grams = sparse.diags(1 / np.maximum(length, 1e-9)) @ grams
-    dense = np.clip((rows["dense"] - mean) * scale, -3, 3)
-    return sparse.hstack([grams, sparse.csr_matrix(DENSE_WEIGHT * np.nan_to_num(dense))]).tocsr()

@@ -12,189 +12,84 @@ from numpy.typing import NDArray
 from sglang_slo.estimator.stream import DIGIT, Stream, from_texts, pair
 
 WORDS: dict[str, str] = {
-    "prose": "essay story stories novel article articles blog report speech chapter proposal script screenplay dialogue "
-    "conversation monologue biography paper dissertation narrative fanfiction fanfic memoir whitepaper play scene",
-    "document": "plan itinerary guide tutorial course curriculum lesson manual documentation roadmap strategy schedule "
-    "agenda policy contract agreement template program procedure checklist syllabus",
-    "tiny": "title titles headline tagline slogan caption tweet name names word phrase synonym synonyms antonym acronym "
-    "keyword keywords hashtag joke riddle pun motto abbreviation emoji nickname username",
-    "letter": "email emails mail message memo resume cv cover letter invitation announcement advertisement ad review "
-    "newsletter press post description bio note apology complaint",
-    "verse": "poem poems song lyrics sonnet rap verse ballad haiku limerick rhyme rhymes hymn ode",
-    "code": "code function python java javascript js c cpp cplusplus html css sql class implement algorithm api regex "
-    "react rust bash php typescript numpy pandas torch pytorch docker linux json xml django flask query snippet "
-    "leetcode compile array integer golang ruby kotlin swift powershell kubernetes terraform excel formula latex",
-    "classify": "classify classification categorize category categories label labels sentiment positive negative neutral "
-    "identify detect determine choose select pick which decide verify whether option options choice rate score "
-    "predict entails entailment",
-    "yesno": "true false yes no correct incorrect agree disagree right wrong",
-    "extract": "extract find locate spot answer answers question questions entity entities mention mentions passage based "
-    "context given",
-    "shorten": "summarize summarise summary tldr shorten condense abstract gist simplify",
-    "rewrite": "paraphrase rewrite rephrase reword translate translation convert fix edit proofread correct improve grammar "
-    "replace fill blank blanks transform format reformat complete rearrange turn modify spelling polish",
-    "list": "list lists ideas suggest suggestions recommend recommendations examples example brainstorm tips ways types "
-    "things several various bullet points",
-    "compare": "compare comparison contrast difference differences versus vs pros cons advantages disadvantages better "
-    "similarities tradeoffs",
-    "howto": "how steps step instructions guide process method make build create install setup configure prepare",
-    "food": "recipe recipes cook cooking bake dish ingredients meal dinner cake soup sauce",
-    "explain": "explain describe discuss elaborate analyze analyse evaluate examine explore outline interpret critique "
-    "argue justify clarify teach understand",
-    "abstract": "impact influence implications relationship role theory history concept effects importance society culture "
-    "economy economic political social environmental technology philosophy ethics development future",
+    "prose": "essay story stories novel article articles blog post report speech chapter letter "
+    "proposal script screenplay dialogue conversation monologue biography paper "
+    "dissertation plan itinerary guide tutorial course curriculum lesson manual thesis "
+    "documentation narrative fanfiction",
+    "tiny": "title titles headline headlines tagline slogan caption haiku tweet name names word "
+    "words phrase sentence synonym antonym acronym keyword keywords hashtag joke riddle "
+    "pun motto abbreviation emoji limerick",
+    "letter": "email emails mail message memo resume cv cover invitation announcement advertisement "
+    "ad review press note",
+    "verse": "poem poems song lyrics sonnet rap verse ballad haiku limerick rhyme",
+    "code": "code function program python java javascript js c cpp html css sql script implement "
+    "class algorithm api regex react rust bash php typescript numpy pandas torch docker "
+    "linux json xml django flask node query snippet leetcode compile array string integer",
+    "classify": "classify classification categorize category categories label sentiment positive "
+    "negative neutral true false yes no identify detect determine choose select pick "
+    "which decide verify check correct incorrect whether option options multiple choice "
+    "answer",
+    "extract": "extract summarize summary summarise tldr paraphrase rewrite rephrase simplify "
+    "translate translation convert correct fix edit proofread shorten condense replace "
+    "fill blank blanks transform format reformat complete",
+    "list": "list lists ideas suggest suggestions recommend recommendations examples example "
+    "brainstorm tips ways steps types reasons things table compare comparison pros cons "
+    "advantages disadvantages",
+    "howto": "how make cook recipe recipes bake install build create setup fix clean instructions "
+    "step steps dish ingredients workout exercise",
+    "explain": "explain describe discuss analyze analyse elaborate detail detailed details thorough "
+    "comprehensive indepth essay evaluate impact influence implications relationship role "
+    "theory history concept effects causes importance",
     "why": "why reason reasons cause causes because",
-    "who": "who whose whom when where capital born date year founded inventor invented named called located largest "
-    "smallest oldest tallest president king author wrote directed starring movie actor",
-    "number": "calculate compute solve equation sum much percent percentage total average probability multiply divide add "
-    "subtract math tip distance height speed price cost miles km kg dollars hours minutes angle area volume",
-    "brief": "brief briefly short shortly concise concisely quick quickly only just simple one single sentence less max "
-    "maximum limit succinct succinctly exactly short",
-    "long": "detailed detail details long longer extensive extensively complete full comprehensive thorough thoroughly "
-    "depth multiple every elaborate pages paragraphs lengthy",
-    "advice": "should advice help best deal handle manage improve want need struggling feel worried",
-    "role": "act pretend imagine roleplay suppose assume persona character",
-    "create": "write create generate compose draft design develop come produce invent craft",
-    "self": "i my me we our us",
-    "you": "you your yourself",
-    "chat": "hi hello hey thanks thank please lol bro dude sorry",
-    "wh": "what whats",
-    "aux": "is are was were do does did can could would will has have",
-    "table": "table csv spreadsheet rows columns row column markdown",
-    "input": "input output text paragraph sentence tweet following data",
-    "lengthunit": "words sentences paragraphs pages lines characters tokens",
+    "fact": "who when where whose capital born date year founded inventor named called located "
+    "first largest oldest president",
+    "number": "calculate compute solve equation sum number many much percent percentage total "
+    "average probability multiply divide add subtract math tip convert height distance "
+    "old age far tall",
+    "brief": "brief briefly short concise concisely quick quickly only just simple simply one "
+    "single sentence sentences few less without max maximum limit",
+    "long": "detailed long longer detail extensive complete full comprehensive many words 500 "
+    "1000 2000 300 400 pages paragraphs multiple each every thorough several",
+    "advice": "should advice help best can could need want improve better good tips deal handle "
+    "strategies manage",
+    "role": "act pretend imagine role roleplay suppose assume you are as if character",
+    "create": "write create generate compose draft design develop come make produce invent craft",
+    "self": "i my me we our you your",
+    "chat": "hi hello hey thanks thank please lol bro dude",
 }
-PHRASES: dict[str, tuple[str, ...]] = {
-    "one unit": (
-        "# sentence",
-        "# word",
-        "# line",
-        "# paragraph",
-        "a sentence",
-        "a word",
-        "a number",
-        "single word",
-    ),
-    "n units": (
-        "# words",
-        "# sentences",
-        "# paragraphs",
-        "# pages",
-        "# lines",
-        "# characters",
-        "# word",
-        "# page",
-    ),
-    "what is": ("what is", "what are", "what was", "what were", "what s"),
-    "what if": ("what if", "what would", "what happens", "what happened"),
-    "how to": ("how to", "how do", "how can", "how should", "how would", "how does", "how did"),
-    "how much": (
-        "how many",
-        "how much",
-        "how old",
-        "how far",
-        "how long",
-        "how tall",
-        "how big",
-        "how often",
-    ),
-    "step by": ("step by", "by step"),
-    "choose": (
-        "yes or",
-        "true or",
-        "or false",
-        "or no",
-        "one of",
-        "which of",
-        "multiple choice",
-        "or negative",
-    ),
-    "who is": (
-        "who is",
-        "who was",
-        "who are",
-        "who wrote",
-        "who invented",
-        "when was",
-        "when did",
-        "where is",
-    ),
-    "ask help": (
-        "can you",
-        "could you",
-        "help me",
-        "i want",
-        "i need",
-        "i am",
-        "i m",
-        "give me",
-        "tell me",
-        "show me",
-    ),
-    "act as": ("act as", "you are", "as a", "as an"),
-    "a few": (
-        "# ideas",
-        "# ways",
-        "# examples",
-        "# tips",
-        "# questions",
-        "# reasons",
-        "# things",
-        "a list",
-        "# facts",
-    ),
-    "given": (
-        "the following",
-        "the given",
-        "this text",
-        "this sentence",
-        "the text",
-        "the sentence",
-        "the passage",
-    ),
-    "a story": (
-        "a story",
-        "an essay",
-        "a poem",
-        "a song",
-        "an article",
-        "a blog",
-        "a letter",
-        "a script",
-        "a speech",
-    ),
-    "a name": (
-        "a name",
-        "the name",
-        "a title",
-        "a tweet",
-        "a slogan",
-        "a headline",
-        "a tagline",
-        "a caption",
-    ),
-    "is it": (
-        "is it",
-        "is this",
-        "is the",
-        "is there",
-        "are there",
-        "do you",
-        "are you",
-        "does the",
-        "did the",
-    ),
-    "output only": (
-        "only output",
-        "only the",
-        "just the",
-        "nothing else",
-        "no explanation",
-        "do not",
-        "don t",
-    ),
+FIRST: dict[str, str] = {
+    "ask": "what who when where which is are do does did can could would will was were has have",
+    "wh": "what whats which",
+    "who": "who when where whose",
+    "write": "write create generate compose draft design develop make",
+    "explain": "explain describe discuss analyze compare",
+    "list": "list name suggest give provide recommend",
+    "how": "how",
+    "why": "why",
+    "talk": "i my we hi hello hey",
 }
-GROUPS = [*WORDS, *PHRASES]
+PHRASES: dict[str, str] = {  # separated by slashes
+    "one unit": "# sentence/# word/# line/# paragraph/a sentence/a word/a number/single word",
+    "n units": "# words/# sentences/# paragraphs/# pages/# lines/# characters",
+    "n things": "list #/give #/me #/name #/suggest #/write #/generate #/provide #/tell #/# ideas/# ways/# examples/"
+    "# tips/# questions/# reasons/# things/# facts",
+    "what is": "what is/what are/what was/what were/what s",
+    "how to": "how do/how can/how to/how should/how would",
+    "how much": "how many/how much/how old/how far/how long/how tall/how big",
+    "what if": "what if",
+    "step by step": "by step",
+    "yes or no": "or no/or false/or not/or negative",
+    "can you": "can you/could you/would you/will you",
+    "who is": "who is/who was/who are/who were/who did/who wrote",
+    "is it": "is it/is this/is the/is there/are there",
+    "do you": "do you/are you/did you",
+    "example": "an example/for example/example #/examples of/example :",
+    "given": "the following/the given/this text/this sentence/this paragraph/this passage/the text/the sentence/"
+    "the paragraph/the passage/the article/the tweet/the review",
+    "as a": "as a/as an/act as/you are",
+    "only": "only output/only the/just the/nothing else/no explanation/without explanation",
+}
+GROUPS = [*WORDS, *FIRST, *PHRASES]
 _NUMBER_WORDS = "one two three four five six seven eight nine ten twelve fifteen twenty fifty hundred"
 
 
@@ -229,12 +124,13 @@ class Lexicon:
     def __init__(self) -> None:
         self._number = hash_words("#")[0]
         self._number_words = np.sort(hash_words(_NUMBER_WORDS))
-        words = [(int(h), g) for g, text in enumerate(WORDS.values()) for h in hash_words(text)]
-        self._words = _Table(words)
+        self._words = _Table([(int(h), g) for g, text in enumerate(WORDS.values()) for h in hash_words(text)])
+        openers = enumerate(FIRST.values(), len(WORDS))
+        self._first = _Table([(int(h), g) for g, text in openers for h in hash_words(text)])
         phrases = [
-            (int(pair(h[:1], h[1:2])[0]), len(WORDS) + g)
-            for g, texts in enumerate(PHRASES.values())
-            for h in map(hash_words, texts)
+            (int(pair(h[:1], h[1:2])[0]), g)
+            for g, texts in enumerate(PHRASES.values(), len(WORDS) + len(FIRST))
+            for h in map(hash_words, texts.split("/"))
         ]
         self._phrases = _Table(phrases)
 
@@ -247,17 +143,20 @@ class Lexicon:
         number = (self._number_words[at] == hashes) | ((stream.flags & DIGIT) > 0)
         canonical = np.where(number, self._number, hashes)
         together = np.flatnonzero(stream.doc[1:] == stream.doc[:-1])
-        positions, groups = self._words.hits(hashes)
-        starts, phrase_groups = self._phrases.hits(pair(canonical[:-1], canonical[1:])[together])
-        return np.append(positions, together[starts]), np.append(groups, phrase_groups)
+        firsts = np.flatnonzero(np.append(True, stream.doc[1:] != stream.doc[:-1]))
+        at_words, words = self._words.hits(hashes)
+        at_first, first = self._first.hits(hashes[firsts])
+        at_pair, phrases = self._phrases.hits(pair(canonical[:-1], canonical[1:])[together])
+        positions = np.concatenate([at_words, firsts[at_first], together[at_pair]])
+        return positions, np.concatenate([words, first, phrases])
 
 
 def count(
-    hits: tuple[NDArray[np.intp], NDArray[np.intp]], stream: Stream, keep: NDArray[np.bool_]
+    hits: tuple[NDArray[np.intp], NDArray[np.intp]], stream: Stream, keep: NDArray[np.bool_], groups: int
 ) -> NDArray[np.float32]:
-    """Counts [n, len(GROUPS)] of the hits at positions where `keep` [T] is true, at most 6 each."""
+    """Counts [n, groups] of the hits of the first `groups` groups at positions where `keep` [T]; at most 6 each."""
     position, group = hits
-    inside = keep[position]
-    flat = stream.doc[position[inside]] * len(GROUPS) + group[inside]
-    counts = np.bincount(flat, minlength=stream.n * len(GROUPS)).reshape(stream.n, len(GROUPS))
+    inside = keep[position] & (group < groups)
+    flat = stream.doc[position[inside]] * groups + group[inside]
+    counts = np.bincount(flat, minlength=stream.n * groups).reshape(stream.n, groups)
     return np.minimum(counts, 6).astype(np.float32)

@@ -19,8 +19,9 @@ from sglang_slo.estimator.features import DENSE_COLUMNS, UNIGRAM_BINS, Rows
 from sglang_slo.estimator.head import TextHead
 from sglang_slo.estimator.typical import Typical
 
-WORD_COLUMNS = 128  # hashed words that the trees see one by one
+WORD_COLUMNS = 16  # hashed words that the trees see one by one
 EARLY_STOP_SHARE = 0.15  # of prompts, held out to choose the number of rounds
+OFFSET_SHARE = 0.7  # of the head's answer that the trees start from
 MAX_ROUNDS, PATIENCE = 160, 15
 COLUMNS = (
     *DENSE_COLUMNS,
@@ -33,8 +34,8 @@ PARAMS = {
     "tree_method": "hist",
     "max_bin": 32,
     "max_depth": 4,
-    "eta": 0.07,
-    "min_child_weight": 4.0,
+    "eta": 0.05,
+    "min_child_weight": 20.0,
     "subsample": 0.7,
     "colsample_bytree": 0.25,
     "nthread": 1,
@@ -58,9 +59,10 @@ class LengthModel:
         """Raw log quantiles float64 [n, Q], monotone along a row."""
         if len(rows) == 0:
             return np.zeros((0, len(QUANTILES)))
-        columns = _columns(rows, self.head.predict(rows), self.typical)
+        answers = self.head.predict(rows)
+        columns = _columns(rows, answers, self.typical)
         out = self.booster.inplace_predict(columns).reshape(len(rows), len(QUANTILES))
-        out = out + self.typical.group_median(rows["group"])[:, None]
+        out = out + (self.typical.group_median(rows["group"]) + _offset(answers))[:, None]
         return np.asarray(np.maximum.accumulate(np.maximum(out, 0.0), axis=1), np.float64)
 
     def top_features(self, n: int = 12) -> list[tuple[str, float]]:
@@ -80,11 +82,11 @@ def fit(rows: Rows, lengths_tokens: Floats, seed: int = 0, max_rounds: int = MAX
     logs = np.log(np.maximum(np.asarray(lengths_tokens, np.float64), 1.0))
     typical = Typical.fit(rows, logs)
     centre = typical.group_median(rows["group"])
-    head, answers = text_head.fit(rows, np.exp(logs - centre))
+    head, answers = text_head.fit(rows, np.exp(logs - centre), seed)
     columns = _columns(rows, answers, typical)
     weight = np.clip(answers[:, 0] ** 2, 0.1, 4.0)  # a token of error counts the same whatever the length
     held = _held_out(rows["prompt"], seed)
-    booster, rounds = _boost(columns, logs - centre, weight, held, seed, max_rounds)
+    booster, rounds = _boost(columns, logs - centre - _offset(answers), weight, held, seed, max_rounds)
     return LengthModel(booster, head, typical, len(rows), rounds)
 
 
@@ -108,6 +110,11 @@ def _boost(
     booster = xgb.train(params, whole, rounds)
     booster.set_param({"nthread": 1})
     return booster, rounds
+
+
+def _offset(answers: Floats) -> Floats:
+    """What the head says [n] in log units over the typical length: the trees start from there."""
+    return OFFSET_SHARE * 2 * np.log(np.maximum(answers.mean(axis=1), 0.1))
 
 
 def _held_out(prompt: NDArray[np.uint64], seed: int) -> NDArray[np.bool_]:

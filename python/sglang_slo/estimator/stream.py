@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 HEAD_CHARS, TAIL_CHARS = 1500, 300
 TAIL_TOKENS = 48
 HEAD_IDS = 320
-UPPER, DIGIT, PUNCTUATION, NEWLINE, FOREIGN = 1, 2, 4, 8, 16  # flags of a token
+UPPER, DIGIT, PUNCTUATION, NEWLINE, FOREIGN, NOUN, GERUND = 1, 2, 4, 8, 16, 32, 64  # flags of a token
+NOUN_ENDINGS = ("tion", "ment", "ness", "ance", "ence", "logy", "ity", "ism", "ics")  # of abstract nouns
 
 _PRIME = np.uint64(1099511628211)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -89,7 +90,22 @@ def _tokens(
     head = letters[first]
     flags = UPPER * ((head >= 65) & (head <= 90)) + DIGIT * digits + FOREIGN * (head >= 128)
     flags = flags + PUNCTUATION * ((kind[starts] == _MARK) & (head != 10)) + NEWLINE * (head == 10)
+    lower = _LOWER[letters]
+    flags = flags + GERUND * _ends(lower, first, size, "ing")
+    flags = flags + NOUN * np.any([_ends(lower, first, size, ending) for ending in NOUN_ENDINGS], axis=0)
     return Stream(n, doc, hashes, flags.astype(np.uint8), value, size.astype(np.int32))
+
+
+def _ends(
+    lower: NDArray[np.uint8], first: NDArray[np.intp], size: NDArray[np.intp], ending: str
+) -> NDArray[np.bool_]:
+    """Which tokens [T] have `ending` behind at least two other letters; a plural s is looked through."""
+    end = first + size
+    end = end - ((lower[end - 1] == ord("s")) & (ending[-1] != "s"))
+    fits = end - first >= len(ending) + 2
+    for back, letter in enumerate(reversed(ending.encode()), 1):
+        fits &= lower[np.maximum(end - back, 0)] == letter
+    return np.asarray(fits, bool)
 
 
 def _numbers(
