@@ -29,10 +29,45 @@ from sglang_slo.estimator.features import ROW, ArrivalFeatures, encode
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.estimator.training import offline
 
-WORDS = (
-    "write explain describe list summarize code python essay short detailed how what why river bridge trade music "
-    "chess cheese engine garden comet pottery sailing optics the a of in and to for with about on numbers words"
-).split()
+WORDS = [
+    "write",
+    "explain",
+    "describe",
+    "list",
+    "summarize",
+    "code",
+    "python",
+    "essay",
+    "short",
+    "detailed",
+    "how",
+    "what",
+    "why",
+    "river",
+    "bridge",
+    "trade",
+    "music",
+    "chess",
+    "cheese",
+    "engine",
+    "garden",
+    "comet",
+    "pottery",
+    "sailing",
+    "optics",
+    "the",
+    "a",
+    "of",
+    "in",
+    "and",
+    "to",
+    "for",
+    "with",
+    "about",
+    "on",
+    "numbers",
+    "words",
+]
 
 
 def main() -> None:

@@ -45,7 +45,8 @@ def cross_validate(data: Data, seed: int = 0, folds: int = FOLDS) -> Result:
     if prompts < MIN_PROMPTS:
         raise DataError(f"need at least {MIN_PROMPTS} different prompts to cross-validate, got {prompts}")
     n = len(data.lengths_tokens)
-    result = Result(data.lengths_tokens, *(np.zeros(n) for _ in range(4)), _empty_bounds(n), [])
+    zeros = [np.zeros(n) for _ in range(4)]
+    result = Result(data.lengths_tokens, zeros[0], zeros[1], zeros[2], zeros[3], _empty_bounds(n), [])
     fold_of = _folds(prompts, folds, seed)[data.prompt]
     gains: dict[str, float] = {}
     for fold in range(folds):

@@ -16,19 +16,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_slo.estimator.lexicon import GROUPS, WORDS, Lexicon, count, hash_words
+from sglang_slo.estimator import prompt
 from sglang_slo.estimator.stream import (
-    DIGIT,
-    FOREIGN,
-    GERUND,
     HEAD_CHARS,
     HEAD_IDS,
-    NEWLINE,
-    NOUN,
-    PUNCTUATION,
     TAIL_CHARS,
     TAIL_TOKENS,
-    UPPER,
     Stream,
     Vocabulary,
     from_ids,
@@ -42,7 +35,6 @@ from sglang_slo.estimator.stream import (
 VERSION = 1
 CHARS_PER_TOKEN = 4  # length in tokens of a text of n characters: n / 4
 
-OPENING = 5  # tokens
 HEAD_GRAMS, OPENING_GRAMS = 160, 4  # tokens whose n-grams are hashed
 SLOTS = 2 * HEAD_GRAMS + TAIL_TOKENS + OPENING_GRAMS
 UNIGRAM_BINS, BIGRAM_BINS, TAIL_BINS, OPENING_BINS = 4096, 4096, 1024, 512
@@ -61,42 +53,8 @@ REQUEST_COLUMNS = (
         "class_log_count",
     ),
 )
-MARKS = "? \" : , . ( [ { < = * - # ' !"
-STREAM_COLUMNS = (
-    *(
-        "log_tokens",
-        "log_mean_size",
-        "newlines",
-        "upper_share",
-        "digit_tokens",
-        "foreign_share",
-        "log_first_line",
-    ),
-    *("log_last_line", "log_largest_number", "log_asked_units", "log_sentence", "first_upper"),
-    *("log_rest", "log_first_sentence", "log_quoted", "long_share", "distinct_share", "common_share"),
-    *("log_abstract_nouns", "log_gerunds"),
-    *(f"mark {m}" for m in MARKS.split()),
-    *(f"last {m}" for m in ("?", ".", ":", '"', "other")),
-)
-LEXICON_COLUMNS = (
-    *GROUPS,
-    *(f"{segment}: {group}" for segment in ("first line", "opening") for group in WORDS),
-)
-DENSE_COLUMNS = (*REQUEST_COLUMNS, *STREAM_COLUMNS, *LEXICON_COLUMNS)
+DENSE_COLUMNS = (*REQUEST_COLUMNS, *prompt.COLUMNS)
 DENSE = len(DENSE_COLUMNS)
-
-_LEXICON = Lexicon()
-_MARKS = np.concatenate([hash_words(m) for m in MARKS.split()])
-_LAST = _MARKS[[0, 4, 2, 1]]
-_ENDS = np.sort(_MARKS[[0, 4, 2, -1]])
-_COMMON = np.sort(hash_words("the a an of to in and"))
-_DOC_BITS = np.uint64(0xFFFF)  # low bits that tell documents apart while counting distinct tokens
-LONG_WORD = 8  # bytes
-_UNITS = np.sort(
-    hash_words(
-        "word words sentence sentences paragraph paragraphs page pages line lines character characters"
-    )
-)
 
 
 @dataclass(slots=True)
@@ -163,7 +121,7 @@ def encode(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None = 
         if len(chosen):
             head, tail = _streams([requests[i] for i in chosen], vocabulary)
             if head.spelt:
-                dense[chosen, len(REQUEST_COLUMNS) :] = _stream_columns(head, tail)
+                dense[chosen, len(REQUEST_COLUMNS) :] = prompt.columns(head, tail)
             rows["grams"][chosen] = _grams(head, tail)
             rows["prompt"][chosen] = _fingerprints(head, tail)
     rows["dense"] = dense
@@ -221,122 +179,10 @@ def _streams(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None)
     return from_ids(ids, vocabulary), from_ids(ends, vocabulary)
 
 
-def _stream_columns(head: Stream, tail: Stream) -> NDArray[np.float32]:
-    """`STREAM_COLUMNS` and the lexicon's counts in each segment, [n, DENSE - len(REQUEST_COLUMNS)]."""
-    place = _place(head)
-    first_newline = np.where((head.flags & NEWLINE) > 0, place, len(place))
-    cut = np.full(head.n, len(place) + 1)
-    np.minimum.at(cut, head.doc, first_newline)
-    hits, everything = _LEXICON.hits(head), np.ones(len(place), bool)
-    counts = [
-        count(hits, head, everything, len(GROUPS)),
-        count(hits, head, place < cut[head.doc], len(WORDS)),
-        count(hits, head, place < OPENING, len(WORDS)),
-    ]
-    return np.concatenate([_statistics(head, tail, place, cut), *counts], axis=1)
-
-
-def _statistics(
-    head: Stream, tail: Stream, place: NDArray[np.intp], cut: NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """`STREAM_COLUMNS` [n, ...]: lengths, marks, numbers."""
-    doc, n, flags = head.doc, head.n, head.flags
-
-    def total(weights: NDArray[np.generic]) -> NDArray[np.float64]:
-        return np.bincount(doc, weights.astype(np.float64), n)
-
-    tokens = np.bincount(doc, minlength=n)
-    some = np.maximum(tokens, 1)
-    words = (flags & (PUNCTUATION | NEWLINE)) == 0
-    largest = np.zeros(n)
-    np.maximum.at(largest, doc, head.value)
-    unit = _is_in(head.hashes[1:], _UNITS) & (doc[1:] == doc[:-1])
-    asked = np.zeros(n)
-    np.maximum.at(asked, doc[:-1][unit], head.value[:-1][unit])
-    newlines = total((flags & NEWLINE) > 0)
-    ends = total(_is_in(head.hashes, _ENDS))
-    at = np.minimum(np.searchsorted(tail.doc, np.arange(tail.n), side="right") - 1, len(tail.doc) - 1)
-    there = np.bincount(tail.doc, minlength=tail.n) > 0
-    last = np.where(there, tail.hashes[at], 0) if len(tail.doc) else np.zeros(n, np.uint64)
-    closing = last[:, None] == _LAST[None]
-    last_line = tokens - _last_newline(head, place) - 1
-    opens = total((place == 0) & ((flags & UPPER) > 0))
-    columns = [
-        *(
-            np.log1p(tokens),
-            np.log1p(total(head.size * words) / np.maximum(total(words), 1)),
-            np.log1p(newlines),
-        ),
-        *(
-            total((flags & UPPER) > 0) / some,
-            np.log1p(total((flags & DIGIT) > 0)),
-            total((flags & FOREIGN) > 0) / some,
-        ),
-        *(
-            np.log1p(np.minimum(cut, tokens)),
-            np.log1p(np.maximum(last_line, 0)),
-            np.log1p(largest),
-            np.log1p(asked),
-        ),
-        *(np.log1p(tokens / (1 + ends)), opens),
-        *(np.log1p(np.maximum(tokens - cut, 0)), np.log1p(np.minimum(_first_end(head, place), tokens))),
-        *(np.log1p(total(_quoted(head))), total(head.size >= LONG_WORD) / some, _distinct(head) / some),
-        *(total(_is_in(head.hashes, _COMMON)) / some, np.log1p(total((flags & NOUN) > 0))),
-        np.log1p(total((flags & GERUND) > 0)),
-        *(np.log1p(total(head.hashes == mark)) for mark in _MARKS),
-        *closing.T,
-        ~closing.any(axis=1),
-    ]
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _first_end(head: Stream, place: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Place [n] of the first mark that ends a sentence, beyond the last token without one."""
-    first = np.full(head.n, len(place) + 1)
-    ends = _is_in(head.hashes, _ENDS)
-    np.minimum.at(first, head.doc[ends], place[ends])
-    return first
-
-
-def _quoted(head: Stream) -> NDArray[np.bool_]:
-    """Which tokens [T] stand between double quotes (an odd number of them came before in the prompt)."""
-    quotes = head.hashes == _MARKS[1]
-    before = np.cumsum(quotes)
-    start = np.searchsorted(head.doc, np.arange(head.n))
-    offset = np.append(0, before)[start]
-    return np.asarray(((before - offset[head.doc]) % 2 == 1) & ~quotes)
-
-
-def _distinct(head: Stream) -> NDArray[np.intp]:
-    """Number of different tokens of each document [n]."""
-    keys = np.unique((head.hashes & ~_DOC_BITS) | head.doc.astype(np.uint64))
-    return np.bincount((keys & _DOC_BITS).astype(np.intp), minlength=head.n)[: head.n]
-
-
-def _is_in(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which hashes [T] are in the sorted `known`."""
-    return np.asarray(known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes)
-
-
-def _last_newline(head: Stream, place: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Place [n] of the last line end of each document that more text follows, -1 without one."""
-    last = np.full(head.n, -1)
-    newline = (head.flags & NEWLINE) > 0
-    newline[:-1] &= head.doc[1:] == head.doc[:-1]
-    np.maximum.at(last, head.doc[newline], place[newline])
-    return last
-
-
-def _place(stream: Stream) -> NDArray[np.intp]:
-    """Place [T] of each token within its document."""
-    first = np.searchsorted(stream.doc, np.arange(stream.n))
-    return np.arange(len(stream.doc)) - first[stream.doc] if len(stream.doc) else np.zeros(0, np.intp)
-
-
 def _grams(head: Stream, tail: Stream) -> NDArray[np.uint16]:
     """Hashed n-grams [n, SLOTS]: words and word pairs of the head, words of the tail, words of the opening."""
     out = np.full((head.n, SLOTS), EMPTY, np.uint16)
-    place = _place(head)
+    place = prompt.place(head)
     early = place < HEAD_GRAMS
     _put(out, head.doc[early], place[early], head.hashes[early], UNIGRAM_BINS, 0)
     both = np.flatnonzero((head.doc[1:] == head.doc[:-1]) & early[1:])
@@ -345,7 +191,7 @@ def _grams(head: Stream, tail: Stream) -> NDArray[np.uint16]:
     opening = place < OPENING_GRAMS
     at = 2 * HEAD_GRAMS + place[opening]
     _put(out, head.doc[opening], at, head.hashes[opening], OPENING_BINS, UNIGRAM_BINS + BIGRAM_BINS)
-    from_end = np.bincount(tail.doc, minlength=tail.n)[tail.doc] - 1 - _place(tail)
+    from_end = np.bincount(tail.doc, minlength=tail.n)[tail.doc] - 1 - prompt.place(tail)
     late = from_end < TAIL_TOKENS
     at = 2 * HEAD_GRAMS + OPENING_GRAMS + from_end[late]
     _put(out, tail.doc[late], at, tail.hashes[late], TAIL_BINS, UNIGRAM_BINS + BIGRAM_BINS + OPENING_BINS)
@@ -368,6 +214,8 @@ def _fingerprints(head: Stream, tail: Stream) -> NDArray[np.uint64]:
     total = np.zeros(head.n, np.uint64)
     for stream, salt in ((head, 3), (tail, 5)):
         np.add.at(
-            total, stream.doc, mix(stream.hashes * (2 * _place(stream).astype(np.uint64) + np.uint64(salt)))
+            total,
+            stream.doc,
+            mix(stream.hashes * (2 * prompt.place(stream).astype(np.uint64) + np.uint64(salt))),
         )
     return total

@@ -9,12 +9,13 @@ so training rows get leave-one-prompt-out predictions, which the dual form gives
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-from sglang_slo.estimator.features import DENSE, EMPTY, HASH_BINS, Rows
+from sglang_slo.estimator.features import DENSE, EMPTY, HASH_BINS, SLOTS, Rows
 
 MAX_PROMPTS = 1500  # newest prompts that take part: the solve is cubic in them
 MIN_GROUP = 100  # prompts a model must have answered to get a head of its own
@@ -42,9 +43,8 @@ class TextHead:
 
     def predict(self, rows: Rows) -> Floats:
         """Columns [n, 2]: everybody's head, and the row's group's own (everybody's where it has none)."""
-        answers = (
-            self.space.words(rows) @ self.words.T + self.space.gauss(rows) @ self.gauss.T + self.intercepts
-        )
+        answers = self.space.gauss(rows) @ self.gauss.T + self.space.dot_words(rows, self.words)
+        answers += self.intercepts
         own = _own_column(rows["group"], self.groups)
         return np.stack([answers[:, 0], answers[np.arange(len(rows)), own]], axis=1)
 
@@ -56,8 +56,9 @@ class TextHead:
     @staticmethod
     def from_arrays(arrays: dict[str, NDArray[np.generic]]) -> TextHead:
         """Inverse of `arrays`. Raises KeyError or ValueError on a wrong shape."""
-        space = Space(*(np.asarray(arrays[f"space_{name}"]) for name in _SPACE_FIELDS))  # type: ignore[arg-type]
-        head = TextHead(*(np.asarray(arrays[f"head_{name}"]) for name in _FIELDS), space)  # type: ignore[arg-type]
+        space = Space(**{name: np.asarray(arrays[f"space_{name}"]) for name in _SPACE_FIELDS})
+        mine: dict[str, Any] = {name: np.asarray(arrays[f"head_{name}"]) for name in _FIELDS}
+        head = TextHead(space=space, **mine)
         if head.words.shape != (1 + len(head.groups), HASH_BINS) or space.landmarks.shape[1] != DENSE:
             raise ValueError("head: weights of another shape")
         return head
@@ -65,7 +66,7 @@ class TextHead:
 
 @dataclass
 class Space:
-    """Where prompts are compared. `idf` [HASH_BINS]; `mean`, `scale` [DENSE] of dense columns; `landmarks` [m, DENSE]
+    """Where prompts are compared. `idf` [HASH_BINS + 1], 0 for no n-gram; `mean`, `scale` [DENSE] of dense columns; `landmarks` [m, DENSE]
     standardised; `width` []: a squared distance, float32 throughout."""
 
     idf: Floats
@@ -75,17 +76,33 @@ class Space:
     width: NDArray[np.float32]
 
     def words(self, rows: Rows) -> sparse.csr_matrix:
-        """[n, HASH_BINS]: unit vectors of log counts times idf."""
-        grams = _counts(rows)
-        grams.data = (1 + np.log(grams.data)) * self.idf[grams.indices]
-        total = np.add.reduceat(np.append(grams.data**2, 0.0), grams.indptr[:-1])
-        length = np.sqrt(np.where(np.diff(grams.indptr) > 0, total, 1.0))
-        grams.data /= np.repeat(np.maximum(length, 1e-9), np.diff(grams.indptr))
+        """[n, HASH_BINS]: counts times idf, as rows of length one were no n-gram repeated."""
+        there = rows["grams"] != EMPTY
+        indptr = np.append(0, np.cumsum(there.sum(axis=1)))
+        indices = rows["grams"][there].astype(np.int32)
+        data = (self.idf[rows["grams"]] / self._word_length(rows)[:, None])[there]
+        grams = sparse.csr_matrix((data, indices, indptr), (len(rows), HASH_BINS))
+        grams.sum_duplicates()
         return grams
+
+    def dot_words(self, rows: Rows, weights: Floats) -> Floats:
+        """`words(rows)` @ weights^T, [n, k] for weights [k, HASH_BINS]; faster for small n."""
+        grams = np.ascontiguousarray(rows["grams"]).ravel()
+        there = np.flatnonzero(grams != EMPTY)
+        used = grams[there].astype(np.intp)
+        begin = np.searchsorted(there, SLOTS * np.arange(len(rows) + 1))
+        scaled = weights * self.idf[:-1]
+        sums = [_row_sums(w[used], begin) for w in (*scaled, self.idf[:-1] ** 2)]
+        return np.stack(sums[:-1], axis=1) / np.sqrt(np.maximum(sums[-1], 1e-9))[:, None]
+
+    def _word_length(self, rows: Rows) -> Floats:
+        return np.sqrt(np.maximum((self.idf**2)[rows["grams"]].sum(axis=1), 1e-9))
 
     def dense(self, rows: Rows) -> NDArray[np.float32]:
         """[n, DENSE]: standardised, unknown values at the mean."""
-        return np.nan_to_num(np.clip((rows["dense"] - self.mean) * self.scale, -3, 3), copy=False)
+        points = (rows["dense"] - self.mean) * self.scale
+        points[np.isnan(points)] = 0
+        return np.clip(points, -3, 3, out=points)
 
     def gauss(self, rows: Rows) -> NDArray[np.float32]:
         """[n, m]: exp(-distance^2 / width) to each landmark."""
@@ -111,7 +128,8 @@ def fit(rows: Rows, ratio: Floats, seed: int = 0) -> tuple[TextHead, Floats]:
         np.zeros((0, HASH_BINS)), np.zeros((0, len(root))), np.zeros(0), np.zeros(0, np.uint64), space
     )
     columns = np.zeros((len(rows), 2))
-    alphas, groups = ALPHAS, _own_groups(rows["group"], use)
+    alphas: tuple[float, ...] = ALPHAS
+    groups = _own_groups(rows["group"], use)
     for group in [None, *groups]:
         mine = np.flatnonzero(use if group is None else (rows["group"] == group) & use)
         at, back = np.unique(prompt[mine], return_inverse=True)
@@ -156,6 +174,12 @@ def _own_groups(group: NDArray[np.uint64], use: NDArray[np.bool_]) -> list[int]:
     return sorted(names[large][counts[large] >= MIN_GROUP])
 
 
+def _row_sums(values: Floats, begin: NDArray[np.intp]) -> Floats:
+    """Sums [n] of values[begin[i]:begin[i + 1]]."""
+    total = np.append(0.0, np.cumsum(values))
+    return total[begin[1:]] - total[begin[:-1]]
+
+
 def _own_column(group: NDArray[np.uint64], groups: NDArray[np.uint64]) -> NDArray[np.intp]:
     if len(groups) == 0:
         return np.zeros(len(group), np.intp)
@@ -183,8 +207,11 @@ def _ridge(gram: Floats, target: Floats, alphas: tuple[float, ...]) -> tuple[flo
 
 def _space(rows: Rows, seed: int) -> Space:
     """Document frequencies, scales of the known dense values (0: constant column) and landmarks of prompts [n]."""
-    seen = np.bincount(_counts(rows).indices, minlength=HASH_BINS)
+    grams = np.sort(rows["grams"], axis=1)
+    fresh = np.append(np.ones((len(rows), 1), bool), grams[:, 1:] != grams[:, :-1], axis=1)
+    seen = np.bincount(grams[fresh], minlength=HASH_BINS + 1)
     idf = np.where(seen >= 2, 1 + np.log((1 + len(rows)) / (1 + seen)), 0.0)
+    idf[EMPTY] = 0.0
     dense = rows["dense"].astype(np.float64)
     known = np.isfinite(dense)
     n = np.maximum(known.sum(axis=0), 1)
@@ -199,13 +226,3 @@ def _space(rows: Rows, seed: int) -> Space:
     distances = squares[:, None] + squares - 2 * space.landmarks @ space.landmarks.T
     space.width = np.asarray(max(float(np.median(distances)), 1e-3) / GAUSS_WIDTH, np.float32)
     return space
-
-
-def _counts(rows: Rows) -> sparse.csr_matrix:
-    """Counts of hashed n-grams [n, HASH_BINS]."""
-    there = rows["grams"] != EMPTY
-    indptr = np.append(0, np.cumsum(there.sum(axis=1)))
-    indices = rows["grams"][there].astype(np.int32)
-    counts = sparse.csr_matrix((np.ones(len(indices)), indices, indptr), (len(rows), HASH_BINS))
-    counts.sum_duplicates()
-    return counts

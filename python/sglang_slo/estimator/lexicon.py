@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_slo.estimator.stream import DIGIT, Stream, from_texts, pair
+from sglang_slo.estimator.stream import DIGIT, HashSet, Stream, from_texts, pair
 
 WORDS: dict[str, str] = {
     "prose": "essay story stories novel article articles blog post report speech chapter letter "
@@ -104,15 +104,16 @@ class _Table:
     def __init__(self, entries: list[tuple[int, int]]) -> None:
         entries = sorted(set(entries))
         hashes = np.array([h for h, _ in entries], np.uint64)
-        self.keys, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-        self.groups = np.full((len(self.keys), int(counts.max())), -1, np.intp)
+        keys, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        self._keys = HashSet(keys)
+        self.groups = np.full((len(keys), int(counts.max())), -1, np.intp)
         for row, (start, count) in enumerate(zip(first, counts, strict=True)):
             self.groups[row, :count] = [g for _, g in entries[start : start + count]]
 
     def hits(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """(position, group) of every match."""
-        at = np.minimum(np.searchsorted(self.keys, hashes), len(self.keys) - 1)
-        found = np.flatnonzero(self.keys[at] == hashes)
+        at, there = self._keys.find(hashes)
+        found = np.flatnonzero(there)
         groups = self.groups[at[found]]
         row, col = np.nonzero(groups >= 0)
         return found[row], groups[row, col]
@@ -123,7 +124,7 @@ class Lexicon:
 
     def __init__(self) -> None:
         self._number = hash_words("#")[0]
-        self._number_words = np.sort(hash_words(_NUMBER_WORDS))
+        self._number_words = HashSet(hash_words(_NUMBER_WORDS))
         self._words = _Table([(int(h), g) for g, text in enumerate(WORDS.values()) for h in hash_words(text)])
         openers = enumerate(FIRST.values(), len(WORDS))
         self._first = _Table([(int(h), g) for g, text in openers for h in hash_words(text)])
@@ -139,8 +140,7 @@ class Lexicon:
         if len(stream.doc) == 0:
             return np.zeros(0, np.intp), np.zeros(0, np.intp)
         hashes = stream.hashes
-        at = np.minimum(np.searchsorted(self._number_words, hashes), len(self._number_words) - 1)
-        number = (self._number_words[at] == hashes) | ((stream.flags & DIGIT) > 0)
+        number = self._number_words.has(hashes) | ((stream.flags & DIGIT) > 0)
         canonical = np.where(number, self._number, hashes)
         together = np.flatnonzero(stream.doc[1:] == stream.doc[:-1])
         firsts = np.flatnonzero(np.append(True, stream.doc[1:] != stream.doc[:-1]))

@@ -68,8 +68,8 @@ class LengthModel:
     def top_features(self, n: int = 12) -> list[tuple[str, float]]:
         """The n columns with the largest share of the gain."""
         gain = self.booster.get_score(importance_type="total_gain")
-        total = sum(float(v) for v in gain.values()) or 1.0  # type: ignore[arg-type]
-        shares = {COLUMNS[int(k[1:])]: float(v) / total for k, v in gain.items()}  # type: ignore[arg-type]
+        total = sum(float(v) for v in gain.values()) or 1.0
+        shares = {COLUMNS[int(k[1:])]: float(v) / total for k, v in gain.items()}
         return sorted(shares.items(), key=lambda kv: -kv[1])[:n]
 
 

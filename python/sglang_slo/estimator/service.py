@@ -198,7 +198,7 @@ class LengthService:
     def _issue(self, requests: Sequence[ArrivalFeatures], raw: Floats, source: int) -> Floats:
         issued = raw if source == _UNCALIBRATED else self.calibration.apply(raw, self.config.bound)
         for i, request in enumerate(requests):
-            request.raw, request.issued, request.source = raw[i].copy(), issued[i].copy(), source
+            request.raw, request.issued, request.source = raw[i], issued[i], source
         return issued
 
     # -- learning

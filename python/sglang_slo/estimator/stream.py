@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ HEAD_CHARS, TAIL_CHARS = 1500, 300
 TAIL_TOKENS = 48
 HEAD_IDS = 320
 UPPER, DIGIT, PUNCTUATION, NEWLINE, FOREIGN, NOUN, GERUND = 1, 2, 4, 8, 16, 32, 64  # flags of a token
-NOUN_ENDINGS = ("tion", "ment", "ness", "ance", "ence", "logy", "ity", "ism", "ics")  # of abstract nouns
 
 _PRIME = np.uint64(1099511628211)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -31,6 +31,14 @@ _KIND[[9, 11, 12, 13, 32]] = _SPACE
 _KIND[[*range(48, 58), *range(65, 91), *range(97, 123), *range(128, 256)]] = _WORD
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[65:91] += 32
+
+
+def _codes(*endings: str) -> NDArray[np.uint32]:
+    return np.sort(np.array([int.from_bytes(e.encode(), "big") for e in endings], np.uint32))
+
+
+_NOUN4, _NOUN3 = _codes("tion", "ment", "ness", "ance", "ence", "logy"), _codes("ity", "ism", "ics")
+_GERUND3, _LAST3 = _codes("ing"), np.uint32(0xFFFFFF)
 
 
 @dataclass
@@ -72,15 +80,18 @@ def from_texts(texts: Sequence[str]) -> Stream:
     starts = np.flatnonzero(begins | (kind == _MARK))
     if len(starts) == 0:
         return _empty(len(texts))
-    return _tokens(raw, kind, starts, np.searchsorted(ends, starts, side="right"), len(texts))
+    borders = np.zeros(len(raw), np.int32)
+    borders[ends - 1] = 1
+    return _tokens(raw, kind, starts, np.cumsum(borders, dtype=np.intp)[starts], len(texts))
 
 
 def _tokens(
     raw: NDArray[np.uint8], kind: NDArray[np.uint8], starts: NDArray[np.intp], doc: NDArray[np.intp], n: int
 ) -> Stream:
     """Tokens that begin at `starts`; a token runs to the next space or start."""
-    solid = np.flatnonzero(kind != _SPACE)
-    first = np.searchsorted(solid, starts)  # every start is solid
+    is_solid = kind != _SPACE
+    solid = np.flatnonzero(is_solid)
+    first = np.cumsum(is_solid, dtype=np.intp)[starts] - 1  # every start is solid
     size = np.diff(np.append(first, len(solid)))
     place = np.arange(len(solid)) - np.repeat(first, size)
     letters = raw[solid]
@@ -90,22 +101,29 @@ def _tokens(
     head = letters[first]
     flags = UPPER * ((head >= 65) & (head <= 90)) + DIGIT * digits + FOREIGN * (head >= 128)
     flags = flags + PUNCTUATION * ((kind[starts] == _MARK) & (head != 10)) + NEWLINE * (head == 10)
-    lower = _LOWER[letters]
-    flags = flags + GERUND * _ends(lower, first, size, "ing")
-    flags = flags + NOUN * np.any([_ends(lower, first, size, ending) for ending in NOUN_ENDINGS], axis=0)
-    return Stream(n, doc, hashes, flags.astype(np.uint8), value, size.astype(np.int32))
+    flags = flags.astype(np.uint8) | _endings(letters, first, size)
+    return Stream(n, doc, hashes, flags, value, size.astype(np.int32))
 
 
-def _ends(
-    lower: NDArray[np.uint8], first: NDArray[np.intp], size: NDArray[np.intp], ending: str
-) -> NDArray[np.bool_]:
-    """Which tokens [T] have `ending` behind at least two other letters; a plural s is looked through."""
-    end = first + size
-    end = end - ((lower[end - 1] == ord("s")) & (ending[-1] != "s"))
-    fits = end - first >= len(ending) + 2
-    for back, letter in enumerate(reversed(ending.encode()), 1):
-        fits &= lower[np.maximum(end - back, 0)] == letter
-    return np.asarray(fits, bool)
+def _endings(
+    letters: NDArray[np.uint8], first: NDArray[np.intp], size: NDArray[np.intp]
+) -> NDArray[np.uint8]:
+    """GERUND or NOUN [T] where a word ends like one, behind at least two letters; a plural s is looked through."""
+    flags = np.zeros(len(first), np.uint8)
+    words = np.flatnonzero(size >= 5)
+    end = first[words] + size[words] - 1
+    end -= (_LOWER[letters[end]] == ord("s")) & (_LOWER[letters[end - 1]] != ord("c"))  # runs; not: physics
+    last4 = np.zeros(len(words), np.uint32)
+    for back in range(4):
+        last4 |= _LOWER[letters[end - back]].astype(np.uint32) << np.uint32(8 * back)
+    length = end - first[words] + 1
+    noun = (_within(last4, _NOUN4) & (length >= 6)) | (_within(last4 & _LAST3, _NOUN3) & (length >= 5))
+    flags[words] = NOUN * noun + GERUND * _within(last4 & _LAST3, _GERUND3) * (length >= 5)
+    return flags
+
+
+def _within(codes: NDArray[np.uint32], known: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    return np.asarray(known[np.minimum(np.searchsorted(known, codes), len(known) - 1)] == codes)
 
 
 def _numbers(
@@ -145,11 +163,13 @@ def replace_docs(base: Stream, docs: NDArray[np.intp], new: Stream) -> Stream:
     keep = ~np.isin(base.doc, docs)
     doc = np.concatenate([base.doc[keep], docs[new.doc]])
     order = np.argsort(doc, kind="stable")
-    parts = [
-        np.concatenate([getattr(base, f)[keep], getattr(new, f)])[order]
-        for f in ("hashes", "flags", "value", "size")
-    ]
-    return Stream(base.n, doc[order], *parts, base.spelt)
+
+    def joined(name: str) -> Any:
+        return np.concatenate([getattr(base, name)[keep], getattr(new, name)])[order]
+
+    return Stream(
+        base.n, doc[order], joined("hashes"), joined("flags"), joined("value"), joined("size"), base.spelt
+    )
 
 
 class Vocabulary:
@@ -162,13 +182,13 @@ class Vocabulary:
         there = np.bincount(parts.doc, minlength=len(plain)) > 0
         at = np.minimum(first, max(0, len(parts.doc) - 1))
         ids = np.arange(len(plain), dtype=np.uint64)
-        self.hashes = np.where(there, parts.hashes[at], mix(ids)) if len(parts.doc) else mix(ids)
-        self.flags = (
-            np.where(there, parts.flags[at], 0).astype(np.uint8) if len(parts.doc) else np.zeros(len(plain))
-        )
-        self.value = (
-            np.where(there, parts.value[at], 0).astype(np.float32) if len(parts.doc) else np.zeros(len(plain))
-        )
+        if len(parts.doc) == 0:
+            parts, at = from_texts(["a"]), np.zeros(len(plain), np.intp)
+        if len(parts.doc) == 0:
+            parts, at = from_texts(["a"]), np.zeros(len(plain), np.intp)
+        self.hashes = np.where(there, parts.hashes[at], mix(ids))
+        self.flags = np.where(there, parts.flags[at], 0).astype(np.uint8)
+        self.value = np.where(there, parts.value[at], 0).astype(np.float32)
         self.size = np.array([len(p) for p in plain], np.int32)
 
 
@@ -185,6 +205,29 @@ def from_ids(batch: Sequence[NDArray[np.int64]], vocabulary: Vocabulary | None) 
     ids = np.clip(ids, 0, len(vocabulary.hashes) - 1)
     v = vocabulary
     return Stream(len(batch), doc, v.hashes[ids], v.flags[ids], v.value[ids], v.size[ids])
+
+
+class HashSet:
+    """A few hashes, looked up by 16 of their bits (those at which no two of them agree)."""
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self.keys = np.unique(hashes)
+        shifts = (np.uint64(s) for s in range(49))
+        self._shift = next(s for s in shifts if len(np.unique(self._slots(s))) == len(self.keys))
+        self._table = np.zeros(1 << 16, np.int16)
+        self._table[self._slots(self._shift)] = np.arange(len(self.keys))
+
+    def find(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+        """Index into `keys` of each hash (any, where it is not there), and which are there."""
+        at = self._table[((hashes >> self._shift) & np.uint64(0xFFFF)).astype(np.intp)]
+        return at, np.asarray(self.keys[at] == hashes)
+
+    def has(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which hashes are in the set."""
+        return self.find(hashes)[1]
+
+    def _slots(self, shift: np.uint64) -> NDArray[np.uint64]:
+        return (self.keys >> shift) & np.uint64(0xFFFF)
 
 
 def _empty(n: int) -> Stream:

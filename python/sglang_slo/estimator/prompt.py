@@ -1,0 +1,197 @@
+"""Columns that describe a prompt's text: lengths of its parts, marks, numbers, kinds of words, the lexicon's groups.
+
+From the streams of a batch, without a loop over prompts. Counts enter as log(1 + n), shares as shares.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_slo.estimator.lexicon import GROUPS, WORDS, Lexicon, count, hash_words
+from sglang_slo.estimator.stream import (
+    DIGIT,
+    FOREIGN,
+    GERUND,
+    NEWLINE,
+    NOUN,
+    PUNCTUATION,
+    UPPER,
+    HashSet,
+    Stream,
+)
+
+OPENING = 5  # tokens
+LONG_WORD = 8  # bytes
+MARKS = ["?", '"', ":", ",", ".", "(", "[", "{", "<", "=", "*", "-", "#", "'", "!"]
+SENTENCE_MARKS, CLOSING_MARKS = "?.:!", '?.:"'
+LENGTH_UNITS = "word words sentence sentences paragraph paragraphs page pages line lines character characters"
+STATISTICS = (
+    *(
+        "log_tokens",
+        "log_mean_size",
+        "newlines",
+        "upper_share",
+        "digit_tokens",
+        "foreign_share",
+        "log_first_line",
+    ),
+    *("log_last_line", "log_largest_number", "log_asked_units", "log_sentence", "first_upper"),
+    *("log_rest", "log_first_sentence", "log_quoted", "long_share", "distinct_share", "common_share"),
+    *("log_abstract_nouns", "log_gerunds"),
+    *(f"mark {m}" for m in MARKS),
+    *(f"last {m}" for m in (*CLOSING_MARKS, "other")),
+)
+LEXICON_COLUMNS = (
+    *GROUPS,
+    *(f"{segment}: {group}" for segment in ("first line", "opening") for group in WORDS),
+)
+COLUMNS = (*STATISTICS, *LEXICON_COLUMNS)
+
+_LEXICON = Lexicon()
+_MARKS = np.concatenate([hash_words(m) for m in MARKS])
+_MARK_ORDER = np.argsort(_MARKS)
+_SORTED_MARKS = _MARKS[_MARK_ORDER]
+_SENTENCE = np.array([MARKS.index(m) for m in SENTENCE_MARKS])
+_CLOSING = _MARKS[[MARKS.index(m) for m in CLOSING_MARKS]]
+_UNITS, _COMMON = HashSet(hash_words(LENGTH_UNITS)), HashSet(hash_words("the a an of to in and"))
+_DOC_BITS = np.uint64(0xFFFF)  # low bits that tell prompts apart while different tokens are counted
+
+Floats = NDArray[np.floating]
+Places = NDArray[np.intp]
+
+
+def columns(head: Stream, tail: Stream) -> NDArray[np.float32]:
+    """`COLUMNS` of each prompt, float32 [n, len(COLUMNS)]."""
+    at = place(head)
+    newline = np.flatnonzero(head.flags & NEWLINE)
+    cut = _first(head, newline, at)
+    hits = _LEXICON.hits(head)
+    counts = [
+        count(hits, head, np.ones(len(at), bool), len(GROUPS)),
+        count(hits, head, at < cut[head.doc], len(WORDS)),
+        count(hits, head, at < OPENING, len(WORDS)),
+    ]
+    parts = [_sums(head, at), _lengths(head, at, newline, cut), _marks(head, at), _closing(tail)]
+    by_name = {name: column for part in parts for name, column in part.items()}
+    statistics = np.stack([by_name[name] for name in STATISTICS], axis=1).astype(np.float32)
+    return np.concatenate([statistics, *counts], axis=1)
+
+
+def place(stream: Stream) -> Places:
+    """Place [T] of each token within its prompt."""
+    first = np.searchsorted(stream.doc, np.arange(stream.n))
+    return np.arange(len(stream.doc)) - first[stream.doc]
+
+
+def _sums(head: Stream, at: Places) -> dict[str, Floats]:
+    """Columns that are sums over a prompt's tokens."""
+    flags = head.flags
+    word = (flags & (PUNCTUATION | NEWLINE)) == 0
+    quotes = head.hashes == _MARKS[MARKS.index('"')]
+    before = np.cumsum(quotes)
+    offset = np.append(0, before)[np.searchsorted(head.doc, np.arange(head.n))]
+    quoted = ((before - offset[head.doc]) % 2 == 1) & ~quotes  # an odd number of quotes came before
+    summed = _totals(
+        head,
+        [
+            *(np.ones(len(at)), word, head.size * word, flags & NEWLINE, flags & UPPER, flags & DIGIT),
+            *(flags & FOREIGN, flags & NOUN, flags & GERUND, quoted, head.size >= LONG_WORD),
+            *(_COMMON.has(head.hashes), (at == 0) & ((flags & UPPER) > 0)),
+        ],
+    )
+    tokens, words, size, newlines, upper, digits, foreign, nouns, gerunds, quoted_n, long, common, opens = (
+        summed
+    )
+    some = np.maximum(tokens, 1)
+    return {
+        "log_tokens": np.log1p(tokens),
+        "log_mean_size": np.log1p(size / np.maximum(words, 1)),
+        "newlines": np.log1p(newlines / NEWLINE),
+        "upper_share": upper / UPPER / some,
+        "digit_tokens": np.log1p(digits / DIGIT),
+        "foreign_share": foreign / FOREIGN / some,
+        "log_abstract_nouns": np.log1p(nouns / NOUN),
+        "log_gerunds": np.log1p(gerunds / GERUND),
+        "log_quoted": np.log1p(quoted_n),
+        "long_share": long / some,
+        "common_share": common / some,
+        "first_upper": opens,
+        "distinct_share": _distinct(head) / some,
+    }
+
+
+def _lengths(head: Stream, at: Places, newline: Places, cut: Places) -> dict[str, Floats]:
+    """Lengths of lines, the largest number, and the number before words, sentences, pages."""
+    tokens = np.bincount(head.doc, minlength=head.n)
+    inner = newline[newline + 1 < len(head.doc)]
+    inner = inner[head.doc[inner] == head.doc[inner + 1]]
+    last = np.full(head.n, -1)
+    np.maximum.at(last, head.doc[inner], at[inner])
+    numbers = np.flatnonzero(head.value > 0)
+    largest, asked = np.zeros(head.n), np.zeros(head.n)
+    np.maximum.at(largest, head.doc[numbers], head.value[numbers])
+    before = numbers[numbers + 1 < len(head.doc)]
+    before = before[_UNITS.has(head.hashes[before + 1]) & (head.doc[before] == head.doc[before + 1])]
+    np.maximum.at(asked, head.doc[before], head.value[before])
+    return {
+        "log_first_line": np.log1p(np.minimum(cut, tokens)),
+        "log_rest": np.log1p(np.maximum(tokens - cut, 0)),
+        "log_last_line": np.log1p(tokens - last - 1),
+        "log_largest_number": np.log1p(largest),
+        "log_asked_units": np.log1p(asked),
+    }
+
+
+def _marks(head: Stream, at: Places) -> dict[str, Floats]:
+    """Counts of marks, and what follows from where sentences end."""
+    tokens = np.bincount(head.doc, minlength=head.n)
+    marks = np.flatnonzero(head.flags & PUNCTUATION)
+    slot = np.minimum(np.searchsorted(_SORTED_MARKS, head.hashes[marks]), len(_MARKS) - 1)
+    known = _SORTED_MARKS[slot] == head.hashes[marks]
+    marks, which = marks[known], _MARK_ORDER[slot[known]]
+    flat = head.doc[marks] * len(_MARKS) + which
+    counts = np.bincount(flat, minlength=head.n * len(_MARKS)).reshape(head.n, len(_MARKS))
+    ends = _first(head, marks[np.isin(which, _SENTENCE)], at)
+    logs = np.log1p(counts)
+    return {
+        "log_sentence": np.log1p(tokens / (1 + counts[:, _SENTENCE].sum(axis=1))),
+        "log_first_sentence": np.log1p(np.minimum(ends, tokens)),
+        **{f"mark {mark}": logs[:, i] for i, mark in enumerate(MARKS)},
+    }
+
+
+def _closing(tail: Stream) -> dict[str, Floats]:
+    """Which mark the prompt ends with."""
+    end = np.searchsorted(tail.doc, np.arange(tail.n), side="right")
+    there = end > np.searchsorted(tail.doc, np.arange(tail.n))
+    last = np.zeros(tail.n, np.uint64)
+    last[there] = tail.hashes[end[there] - 1]
+    is_last = last[:, None] == _CLOSING
+    named = {f"last {mark}": is_last[:, i].astype(float) for i, mark in enumerate(CLOSING_MARKS)}
+    return {**named, "last other": (~is_last.any(axis=1)).astype(float)}
+
+
+def _totals(head: Stream, weights: list[NDArray[np.generic]]) -> Floats:
+    """Sums of each of k weights [T] over each prompt, float64 [k, n]."""
+    out = np.zeros((len(weights), head.n))
+    first = np.flatnonzero(np.append(True, head.doc[1:] != head.doc[:-1])) if len(head.doc) else head.doc
+    for row, weight in zip(out, weights, strict=True):
+        if len(first):
+            row[head.doc[first]] = np.add.reduceat(weight, first, dtype=np.float64)
+    return out
+
+
+def _first(head: Stream, tokens: Places, at: Places) -> Places:
+    """Place [n] of each prompt's first of the given tokens (ascending), beyond its last token without one."""
+    out = np.full(head.n, len(at) + 1)
+    docs = head.doc[tokens]
+    out[docs[::-1]] = at[tokens][::-1]  # the first one is written last
+    return out
+
+
+def _distinct(head: Stream) -> NDArray[np.intp]:
+    """Number of different tokens of each prompt [n]."""
+    keys = np.sort((head.hashes & ~_DOC_BITS) | head.doc.astype(np.uint64))
+    fresh = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
+    return np.bincount((fresh & _DOC_BITS).astype(np.intp), minlength=head.n)[: head.n]
