@@ -4,8 +4,9 @@ Let x_r be 1 if request r attains. In any interval [s, e] the device has e - s s
 attained request needs between its release >= s and its deadline <= e lies within it, so with the least work
 w_r of `least_work.py`
 
-    maximise sum x_r / n   subject to   sum of w_r x_r over releases >= s and deadlines <= e  <=  e - s,   0
-    <= x <= 1
+    maximise   sum x_r / n
+    subject to sum of w_r x_r over releases >= s and deadlines <= e  <=  e - s      for all s < e
+               0 <= x_r <= 1
 
 holds for the x of every schedule, and its optimum over real x is no less than the best schedule's attainment.
 There are as many such rows as intervals and mixes; only those that the current optimum breaks are added, the
@@ -36,9 +37,7 @@ RULES = ("p99", "every")
 
 @dataclass(frozen=True)
 class Bound:
-    """The result. `rule`: "p99" as attainment is defined, "every": of schedulers that never exceed a gap
-    limit.
-    """
+    """The result. `rule`: "p99" as attainment is defined, "every" for schedulers that keep every single gap."""
 
     workload: str
     profile: str
