@@ -1,0 +1,224 @@
+"""What planning costs: CPU time of the scheduler's thread per iteration, ours over stock, on the same requests.
+
+Both schedulers run the same workload in the twin, one after the other in alternating order. Counted is the
+thread's CPU time in the event loop less what only the twin does (its worker, feeder and recorder), so what is
+left is SGLang's and our own work around a forward pass. Second figure: planning with hundreds running and
+thousands waiting, timed where the scheduler plans (view, ledger and plan).
+
+    python benchmark/scheduler_cpu.py --workload mix-generated --runs 5
+    python benchmark/scheduler_cpu.py --profile ours     # where the time goes
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import json
+import pstats
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from sglang_slo.twin import driver
+from sglang_slo.twin.feeder import Feeder
+from sglang_slo.twin.recorder import Recorder
+from sglang_slo.twin.worker import TwinWorker
+from sglang_slo.twin.workload import Workload, load_workload
+
+# What a real server does elsewhere, or not at all.
+TWINS_OWN = (
+    (TwinWorker, "forward_batch_generation"),
+    (Feeder, "pull"),
+    (Recorder, "pool_state"),
+    (Recorder, "tokens_out"),
+)
+
+
+class Meter:
+    """CPU time of this thread inside the event loop, the twin's own share apart; seconds."""
+
+    def __init__(self) -> None:
+        self.loop_s = self.twin_s = 0.0
+        self.plan_s: list[tuple[int, int, float]] = []  # (running, waiting, seconds) of each planning
+
+    def excluded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its time taken for the twin's own."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.twin_s += time.thread_time() - began
+
+        return timed
+
+    def watcher(self) -> type:
+        """A mixin that times the loop, and planning where there is any."""
+        meter = self
+
+        class Timed:
+            def run_event_loop(self) -> None:
+                began = time.thread_time()
+                super().run_event_loop()  # type: ignore[misc]
+                meter.loop_s += time.thread_time() - began
+
+            def _make_plan(self, running_batch: Any) -> Any:
+                sizes = len(running_batch.reqs), len(self.waiting_queue)  # type: ignore[attr-defined]
+                began = time.perf_counter()
+                plan = super()._make_plan(running_batch)  # type: ignore[misc]
+                meter.plan_s.append((*sizes, time.perf_counter() - began))
+                return plan
+
+        return Timed
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """While it is open, the twin's own functions are timed."""
+        with contextlib.ExitStack() as stack:
+            for owner, name in TWINS_OWN:
+                stack.enter_context(mock.patch.object(owner, name, self.excluded(getattr(owner, name))))
+            yield
+
+
+def measure(workload: Workload, scheduler: str, argv: list[str]) -> dict[str, float]:
+    """One run: CPU microseconds per iteration, iterations, and what was in an iteration on average."""
+    meter = Meter()
+    with meter.installed():
+        result = driver.run(workload, scheduler, argv, watcher=meter.watcher())
+    passes = result.iterations
+    return {
+        "cpu_us": (meter.loop_s - meter.twin_s) / len(passes.start_s) * 1e6,
+        "iterations": len(passes.start_s),
+        "requests_per_iteration": float(np.mean(passes.prefills + passes.decodes)),
+        "attainment": result.attainment,
+    }
+
+
+def crowd(running: int, waiting: int) -> Workload:
+    """A burst of requests: `running` short ones that write for long, then everyone else."""
+    base = load_workload("mix-generated", max_requests=8)
+    n = running + waiting
+    first = np.arange(n) < running
+    return replace(
+        base,
+        name="crowd",
+        class_id=np.arange(n) % len(base.limits),
+        arrival_s=np.where(first, 0.0, 0.5),
+        input_tokens=np.where(first, 64, 512 + np.arange(n) % 1024),
+        output_tokens=np.where(first, 400, 16),
+        blocks=[None] * n,
+        profile=replace(base.profile, kv_capacity_tokens=1 << 20),
+    )
+
+
+class EnoughSeen(BaseException):
+    """Ends a run whose figures are complete."""
+
+
+def planning(running: int, waiting: int, samples: int, argv: list[str]) -> list[float]:
+    """Milliseconds of planning with at least so many running and waiting, `samples` of them."""
+    meter = Meter()
+    base = meter.watcher()
+    found: list[float] = []
+
+    class Counted(base):  # type: ignore[valid-type, misc]
+        def _make_plan(self, running_batch: Any) -> Any:
+            plan = super()._make_plan(running_batch)
+            runs, waits, seconds = meter.plan_s[-1]
+            if runs >= running and waits >= waiting:
+                found.append(seconds * 1e3)
+                if len(found) >= samples:
+                    raise EnoughSeen
+            return plan
+
+    with contextlib.suppress(EnoughSeen):
+        driver.run(crowd(running + 64, waiting + 512), "slo", argv, watcher=Counted)
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Alternating runs; prints each pair, then the ratio's median and spread."""
+    workload = load_workload(args.workload, load=args.load, max_requests=args.requests, data=args.data)
+    measure(replace_size(workload, 50), "stock", [])  # warm up: lazy imports, caches
+    measure(replace_size(workload, 50), "slo", args.flags)
+    ratios, rows = [], []
+    for i in range(args.runs):
+        order = ("stock", "slo") if i % 2 == 0 else ("slo", "stock")
+        row = {name: measure(workload, name, args.flags if name == "slo" else []) for name in order}
+        rows.append(row)
+        ratios.append(row["slo"]["cpu_us"] / row["stock"]["cpu_us"])
+        both = ", ".join(
+            f"{name} {row[name]['cpu_us']:.0f} us x {row[name]['iterations']} iterations of "
+            f"{row[name]['requests_per_iteration']:.1f} requests"
+            for name in ("stock", "slo")
+        )
+        print(f"{both}: ratio {ratios[-1]:.2f}", flush=True)
+    return {"ratio": ratios, "rows": rows}
+
+
+def replace_size(workload: Workload, n: int) -> Workload:
+    """The first `n` requests."""
+    names = ("class_id", "arrival_s", "input_tokens", "output_tokens", "blocks")
+    return replace(workload, **{name: getattr(workload, name)[:n] for name in names})
+
+
+def profile(args: argparse.Namespace) -> None:
+    """Where the event loop's CPU time goes, by cProfile: the heaviest functions by total and by own time."""
+    workload = load_workload(args.workload, load=args.load, max_requests=args.requests, data=args.data)
+    profiler = cProfile.Profile(time.thread_time)
+
+    class Profiled:
+        def run_event_loop(self) -> None:
+            profiler.runcall(super().run_event_loop)  # type: ignore[misc]
+
+    driver.run(workload, "stock" if args.profile == "stock" else "slo", args.flags, watcher=Profiled)
+    stats = pstats.Stats(profiler, stream=sys.stdout)
+    stats.sort_stats("cumulative").print_stats("sglang_slo|sglang/srt/managers", 70)
+    stats.sort_stats("tottime").print_stats(40)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--workload", default="mix-generated", help="name or YAML file")
+    parser.add_argument("--data", type=Path, help="folder of traces")
+    parser.add_argument("--load", type=float, default=1.0)
+    parser.add_argument("--requests", type=int, help="requests of the workload to run (default: all)")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of runs")
+    parser.add_argument("--running", type=int, default=512)
+    parser.add_argument("--waiting", type=int, default=4096)
+    parser.add_argument("--samples", type=int, default=100, help="plannings to time; 0: none")
+    parser.add_argument("--profile", choices=("ours", "stock"), help="print where the time goes, and end")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args, args.flags = parser.parse_known_args()
+    if args.profile:
+        profile(args)
+        return
+    figures = compare(args) if args.runs else {}
+    if figures:
+        print(f"CPU time per iteration, ours over stock: {spread(figures['ratio'])}, {args.runs} pairs")
+    if args.samples:
+        times = planning(args.running, args.waiting, args.samples, args.flags)
+        figures["planning_ms"] = times
+        sizes = f"{args.running} running and {args.waiting} waiting"
+        print(f"planning with {sizes}, ms: {spread(times) if times else 'never seen'}, {len(times)} samples")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
