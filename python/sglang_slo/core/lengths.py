@@ -26,7 +26,8 @@ MAX_LENGTH_TOKENS = 2**30  # stands for "no declared maximum"
 _HAZARD = np.concatenate([[0.0], -np.log1p(-QUANTILES)])  # H at the knots; the first knot is (ln 1, 0)
 _MIN_STEP = 1e-8  # least ln l between two knots: keeps the curve invertible where quantiles coincide
 _MAX_LOG = math.log(MAX_LENGTH_TOKENS)
-_MIDPOINTS = (np.arange(8) + 0.5) / 8  # levels over which an expectation is averaged
+# -ln(1 - level) of the eight levels over which an expectation is averaged, float[8, 1]
+_LEVEL_HAZARDS = -np.log1p(-(np.arange(8) + 0.5) / 8)[:, None]
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -54,14 +55,10 @@ def bound_total_tokens(log_quantiles: Floats, confidence: float, declared_max: I
 def remaining_tokens(log_quantiles: Floats, generated: Ints, declared_max: Ints, confidence: float) -> Ints:
     """Smallest r with P(L > g + r | L > g) <= 1 - confidence; int64 [n], 1 <= r <= max(1, declared_max - g).
 
-    `log_quantiles` [n, Q], `generated` [n] tokens written so far (g), `declared_max` [n] tokens. Raises ValueError
-    for a confidence outside [0, 1).
+    `log_quantiles` [n, Q], `generated` [n] tokens written so far (g), `declared_max` [n] tokens. Raises
+    ValueError for a confidence outside [0, 1).
     """
-    if not 0 <= confidence < 1:
-        raise ValueError(f"confidence: need a number in [0, 1), got {confidence}")
-    knots = _knots(log_quantiles)
-    hazard = _hazard_at(knots, generated) - math.log1p(-confidence)
-    return _clip_remaining(np.exp(_log_length_at(knots, hazard)) - generated, generated, declared_max)
+    return remaining_and_expected(log_quantiles, generated, declared_max, confidence)[0]
 
 
 def expected_remaining_tokens(log_quantiles: Floats, generated: Ints, declared_max: Ints) -> Floats:
@@ -69,14 +66,23 @@ def expected_remaining_tokens(log_quantiles: Floats, generated: Ints, declared_m
 
     The mean over eight equally likely levels, each cut at the declared maximum; shapes as `remaining_tokens`.
     """
+    return remaining_and_expected(log_quantiles, generated, declared_max, 0.0)[1]
+
+
+def remaining_and_expected(
+    log_quantiles: Floats, generated: Ints, declared_max: Ints, confidence: float
+) -> tuple[Ints, Floats]:
+    """Both of the above, with what they share done once."""
+    if not 0 <= confidence < 1:
+        raise ValueError(f"confidence: need a number in [0, 1), got {confidence}")
     knots = _knots(log_quantiles)
     now = _hazard_at(knots, generated)
-    most = np.maximum(declared_max - generated, 1)
-    total = np.zeros(len(knots))
-    for level in _MIDPOINTS:
-        length = np.exp(_log_length_at(knots, now - math.log1p(-level)))
-        total += np.clip(length - generated, 1, most)
-    return total / len(_MIDPOINTS)
+    most = np.maximum(np.asarray(declared_max, np.int64) - generated, 1)
+    # the first level is the bound's, the others are averaged
+    levels = np.concatenate([[[-math.log1p(-confidence)]], _LEVEL_HAZARDS])
+    left = np.exp(_log_length_at(knots, now + levels)) - generated
+    expected = np.clip(left[1:], 1, most).sum(axis=0) / len(_LEVEL_HAZARDS)
+    return _whole(left[0], generated, most), expected
 
 
 def declared_only(declared_max: Ints) -> Floats:
@@ -105,7 +111,7 @@ def _hazard_at(knots: Floats, length: Ints) -> Floats:
 
 
 def _log_length_at(knots: Floats, hazard: Floats) -> Floats:
-    """Inverse of `_hazard_at` [n], at most the log of `MAX_LENGTH_TOKENS`."""
+    """Inverse of `_hazard_at`, at most the log of `MAX_LENGTH_TOKENS`; hazard [n] or [m, n], result alike."""
     piece = np.clip(np.searchsorted(_HAZARD, hazard, side="right") - 1, 0, knots.shape[1] - 2)
     rows = np.arange(len(knots))
     left, right = knots[rows, piece], knots[rows, piece + 1]
@@ -113,7 +119,7 @@ def _log_length_at(knots: Floats, hazard: Floats) -> Floats:
     return np.minimum(x, _MAX_LOG)
 
 
-def _clip_remaining(remaining: Floats, generated: Ints, declared_max: Ints) -> Ints:
-    """Round up to whole tokens in [1, what the client still allows]; a millionth forgives the logarithm's rounding."""
+def _whole(remaining: Floats, generated: Ints, most: Ints) -> Ints:
+    """Round up to whole tokens in [1, most]; a millionth forgives the logarithm's rounding."""
     whole = np.ceil(remaining - 1e-6 * (generated + remaining)).astype(np.int64)
-    return np.clip(whole, 1, np.maximum(np.asarray(declared_max, np.int64) - generated, 1))
+    return np.clip(whole, 1, most)

@@ -18,6 +18,7 @@ class LoadMeter:
     def __init__(self) -> None:
         self._slots: deque[list[float]] = deque([[0, 0]], maxlen=SLOTS)
         self._start_s: float | None = None
+        self._known: tuple[float, float] | None = None  # (arrivals a slot, capacity) of the full slots
 
     def count(self, now_s: float, arrived: int, finished: int) -> None:
         """Note what arrived and finished since the last call."""
@@ -26,15 +27,23 @@ class LoadMeter:
         behind = int(min((now_s - self._start_s) / SLOT_S, SLOTS))
         for _ in range(behind):
             self._slots.append([0, 0])
+            self._known = None
         self._start_s = now_s if behind >= SLOTS else self._start_s + behind * SLOT_S
         self._slots[-1][0] += arrived
         self._slots[-1][1] += finished
 
     def load(self, waiting: int) -> float:
         """Arrivals over capacity; with an empty queue at most 1; NaN before anything finished."""
-        full = list(self._slots)[:-1] or list(self._slots)
-        capacity = max(finished for _, finished in full)
+        arrivals, capacity = self._known or self._rates()
         if capacity == 0:
             return float("nan")
-        load = sum(arrived for arrived, _ in full) / len(full) / capacity
+        load = arrivals / capacity
         return load if waiting else min(load, 1.0)
+
+    def _rates(self) -> tuple[float, float]:
+        full = list(self._slots)[:-1]
+        counted = full or list(self._slots)
+        rates = sum(arrived for arrived, _ in counted) / len(counted), max(done for _, done in counted)
+        if full:  # these do not change until a slot is complete
+            self._known = rates
+        return rates

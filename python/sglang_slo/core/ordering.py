@@ -125,12 +125,21 @@ def slack_order(
     All arrays are of length n; times in seconds; `work_s` is the time each prefill takes at the rate that the
     iteration budget allows now; `start_s` is when the next iteration can start.
     """
-    order = np.lexsort((seq, deadline_s))
-    rows, deadline_s, work_s, seq = rows[order], deadline_s[order], work_s[order], seq[order]
-    limited = np.isfinite(deadline_s)
+    order = deadline_order(deadline_s, seq)
+    if order is not None:
+        rows, deadline_s, work_s, seq = rows[order], deadline_s[order], work_s[order], seq[order]
     keep = np.zeros(len(rows), bool)
-    n = int(np.count_nonzero(limited))  # infinite deadlines sort last
+    n = int(np.searchsorted(deadline_s, np.inf))  # infinite deadlines sort last
     keep[:n] = winnable(deadline_s[:n], work_s[:n], start_s)
     lost = ~keep
     lost_rows = rows[lost][np.argsort(seq[lost], kind="stable")]
     return Ranking(rows[keep], lost_rows, float(work_s[keep].sum()))
+
+
+def deadline_order(deadline_s: np.ndarray, seq: np.ndarray) -> np.ndarray | None:
+    """Positions by deadline, then arrival, int[n]; None if they are in that order already (which is cheap to see)."""
+    later = deadline_s[1:] > deadline_s[:-1]
+    if (later | ((deadline_s[1:] == deadline_s[:-1]) & (seq[1:] > seq[:-1]))).all():
+        return None
+    order = np.argsort(seq, kind="stable")
+    return order[np.argsort(deadline_s[order], kind="stable")]

@@ -15,7 +15,7 @@ import numpy as np
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core import chunking, ordering, packing
-from sglang_slo.core.chunking import Budget, DecodeChoice
+from sglang_slo.core.chunking import Budget, DecodeChoice, DecodeLoad
 from sglang_slo.core.latency import BatchShape, LatencyModel
 from sglang_slo.core.ordering import Ranking
 from sglang_slo.core.reservation import Ledger
@@ -78,18 +78,20 @@ class Planner:
         if len(view.waiting) == 0:
             self.lost.earn(0, waiting=False)
             return self._decode_only(view, decodes, None)
-        budget = self._budget(view, decodes)
-        ranking = self._ranking(view, budget)
+        needs = view.table.prefill_tokens(view.waiting)
+        budget = self._budget(view, decodes, int(needs.sum()))
+        fits = budget.tokens(view.model)
+        ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fits))
         filling = Filling(view, budget, self.config.chunk == "fixed")
-        line, turns = self._line(view, budget, ranking)
-        for place, row in enumerate(line):
-            taken = filling.add(row)
+        line, turns = self._line(view, budget, ranking, fits)
+        for place in range(len(line)):
+            taken = filling.add(int(line[place]))
             # a lost request whose turn has come is not overtaken: what ends now makes room for it
             if filling.full or (place < turns and not taken):
                 break
         self._account_lost(ranking, filling)
         taken = {row for row, _ in filling.prefill}
-        following = [row for row in line[: len(taken) + NEXT_IN_LINE] if row not in taken]
+        following = [row for row in line[: len(taken) + NEXT_IN_LINE].tolist() if row not in taken]
         if not filling.prefill:
             return replace(
                 self._decode_only(view, decodes, ranking),
@@ -138,7 +140,7 @@ class Planner:
             lost=lost,
         )
 
-    def _budget(self, view: View, decodes: DecodeChoice | None) -> Budget:
+    def _budget(self, view: View, decodes: DecodeChoice | None, backlog_tokens: int) -> Budget:
         if self.config.chunk == "fixed":
             mixed = decodes is not None and self.config.mix != "never"
             return Budget(mixed, math.inf, decodes.mixed_shape if mixed and decodes else BatchShape(True))
@@ -146,40 +148,43 @@ class Planner:
         cap = min(self.config.idle_cap_ms / 1e3, max(view.tightest_ttft_s / 4, SHORTEST_CAP_S))
         if not (table.mixable[view.waiting].all() and table.mixable[view.decoding].all()):
             mix = "never"
-        backlog = int(table.prefill_tokens(view.waiting).sum())
-        return chunking.iteration_budget(decodes, view.model, cap, mix, backlog)
+        return chunking.iteration_budget(decodes, view.model, cap, mix, backlog_tokens)
 
     # -- who is served
 
-    def _ranking(self, view: View, budget: Budget) -> Ranking:
+    def _ranking(self, view: View, needs: np.ndarray, prefill_share: float) -> Ranking:
         if self.config.order == "stock":
             return Ranking(view.waiting, NO_ROWS, 0.0)
         table, rows, model = view.table, view.waiting, view.model
-        work_s = model.prefill_s_array(table.history_tokens[rows], table.prefill_tokens(rows))
-        work_s /= _prefill_share(model, budget)
+        work_s = model.prefill_s_array(table.history_tokens[rows], needs)
+        work_s /= prefill_share
         # the fixed cost of the iteration that gives the first token comes on top of the work before it
         start_s = view.base_s + model.coefficients.t0_extend
         return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
 
-    def _line(self, view: View, budget: Budget, ranking: Ranking) -> tuple[list[int], int]:
+    def _line(
+        self, view: View, budget: Budget, ranking: Ranking, fits_tokens: int
+    ) -> tuple[np.ndarray, int]:
         """Rows in order of service, and how many of the first have earned a turn.
 
         The lost go behind the winnable, but for those that have earned their turn.
         """
         winnable, lost = ranking.winnable_rows, ranking.lost_rows
         if self.config.packing == "dual":
-            winnable = self._packed(view, budget, winnable)
+            winnable = self._packed(view, budget, winnable, fits_tokens)
         turns = 0
         if len(lost) and len(winnable):
             needs = view.table.prefill_tokens(lost[:MOST_TURNS])
-            turns = self.lost.turns(needs, budget.tokens(view.model))
-        return [*lost[:turns].tolist(), *winnable.tolist(), *lost[turns:].tolist()], turns
+            turns = self.lost.turns(needs, fits_tokens)
+        return np.concatenate((lost[:turns], winnable, lost[turns:])), turns
 
     def _refused(self, ranking: Ranking, filling: Filling) -> list[int]:
-        winnable = set(ranking.winnable_rows.tolist())
+        winnable = _among(filling.refused, ranking.winnable_rows)
         return [row for row in filling.refused if row in winnable]
 
-    def _packed(self, view: View, budget: Budget, rows: np.ndarray) -> np.ndarray:
+    def _packed(self, view: View, budget: Budget, rows: np.ndarray, fits_tokens: int) -> np.ndarray:
+        if len(rows) < 2:
+            return rows
         table, model = view.table, view.model
         head = rows[: packing.WINDOW]
         tokens = table.prefill_tokens(head)
@@ -187,15 +192,15 @@ class Planner:
         slack_s = table.deadline_s[head] - view.base_s - work_s
         kv = table.held_tokens(head) + table.remaining_tokens[head]
         room = view.free_tokens - len(view.decoding)
-        most = min(budget.tokens(model), view.most_chunk_tokens)
+        most = min(fits_tokens, view.most_chunk_tokens)
         packed = packing.pack(head, slack_s, tokens, kv, most, room, budget.time_s)
         return np.concatenate([packed, rows[len(head) :]])
 
     def _account_lost(self, ranking: Ranking, filling: Filling) -> None:
-        lost = set(ranking.lost_rows.tolist())
+        lost = _among([row for row, _ in filling.prefill], ranking.lost_rows)
         own = sum(tokens for row, tokens in filling.prefill if row in lost)
         everything = sum(tokens for _, tokens in filling.prefill)
-        self.lost.earn(everything, bool(lost))
+        self.lost.earn(everything, len(ranking.lost_rows) > 0)
         self.lost.spend(own)
         self.lost.account(filling.base_s, own, everything)
 
@@ -209,11 +214,16 @@ class Planner:
         return lost[untouched & (waits > limit_s)].tolist()
 
 
-def _prefill_share(model: LatencyModel, budget: Budget) -> float:
+def _prefill_share(model: LatencyModel, budget: Budget, fits_tokens: int) -> float:
     """Share of time that goes into prefill compute at this budget, at least 5 %."""
     if not 0 < budget.time_s < math.inf:
         return 1.0
-    return min(max(budget.tokens(model) * model.coefficients.c_tok / budget.time_s, 0.05), 1.0)
+    return min(max(fits_tokens * model.coefficients.c_tok / budget.time_s, 0.05), 1.0)
+
+
+def _among(few: list[int], many: np.ndarray) -> set[int]:
+    """Those of `few` rows that are in `many`, without walking the many in Python."""
+    return {row for row in few if (many == row).any()}
 
 
 class Filling:
@@ -232,10 +242,7 @@ class Filling:
         # every decode may need a token of KV in this iteration
         self._free = view.free_tokens - len(view.decoding)
         self.refused: list[int] = []
-        rows = view.decoding
-        self._decoding = chunking.DecodeLoad(
-            view.table.tbt_s[rows], view.table.context_tokens(rows), view.model, MOST_DECODE_SHARE
-        )
+        self._decoding: DecodeLoad | None = None  # summed up when the first one asks to enter
 
     def add(self, row: int) -> bool:
         """Give `row` what fits; whether it got any. Only the last one taken is cut short; where KV has no room
@@ -272,6 +279,11 @@ class Filling:
     def _enters(self, row: int, context: int, charge: int) -> bool:
         """The decode-time test, then the ledger's word; charges the ledger if the answer is yes."""
         table = self._view.table
+        if self._decoding is None:
+            rows = self._view.decoding
+            self._decoding = DecodeLoad(
+                table.tbt_s[rows], table.context_tokens(rows), self._view.model, MOST_DECODE_SHARE
+            )
         limit_s = float(table.tbt_s[row])
         if not self._decoding.admits(limit_s, context):
             return False

@@ -12,6 +12,7 @@ host needs the space adds nothing to the peak.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,20 @@ class Ledger(Protocol):
     def admits(self, prefill_tokens: int, remaining_tokens: int) -> bool:
         """True if a request that brings `prefill_tokens` now and up to `remaining_tokens` later may enter; charges it."""
         ...
+
+
+class LateLedger:
+    """A ledger that is made when it is first asked: most iterations admit nobody."""
+
+    def __init__(self, make: Callable[[], Ledger]) -> None:
+        self._make = make
+        self._ledger: Ledger | None = None
+
+    def admits(self, prefill_tokens: int, remaining_tokens: int) -> bool:
+        """See Ledger."""
+        if self._ledger is None:
+            self._ledger = self._make()
+        return self._ledger.admits(prefill_tokens, remaining_tokens)
 
 
 def peak_tokens(held: np.ndarray, remaining: np.ndarray) -> int:

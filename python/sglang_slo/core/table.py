@@ -16,8 +16,7 @@ import numpy as np
 from sglang_slo.core.lengths import (
     QUANTILES,
     declared_only,
-    expected_remaining_tokens,
-    remaining_tokens,
+    remaining_and_expected,
 )
 from sglang_slo.core.slo import Slo, bucket
 
@@ -112,8 +111,8 @@ class RequestTable:
         """Bring the predicted remaining output of `rows` up to date: bounded at `confidence`, and expected."""
         quantiles, generated = self.log_quantiles[rows], self.output_tokens[rows]
         declared = self.declared_tokens[rows]
-        self.remaining_tokens[rows] = remaining_tokens(quantiles, generated, declared, confidence)
-        self.expected_tokens[rows] = expected_remaining_tokens(quantiles, generated, declared)
+        both = remaining_and_expected(quantiles, generated, declared, confidence)
+        self.remaining_tokens[rows], self.expected_tokens[rows] = both
 
     def remove(self, row: int) -> None:
         """Give a row back."""

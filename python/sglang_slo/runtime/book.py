@@ -15,6 +15,7 @@ import numpy as np
 from sglang.srt.managers.schedule_batch import Req
 
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
+from sglang_slo.core.ordering import deadline_order
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
 
@@ -36,6 +37,7 @@ class Launch:
     predicted_s: float
     end_s: float
     duration_s: float | None = None  # measured
+    version: int = -1  # the book's when it was launched
     idle_s: float = 0.0  # how long the device had been idle when it was launched, as measured
 
 
@@ -49,6 +51,10 @@ class RequestBook:
         self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back
         self._last_end_s = 0.0
         self._recent_ttft_s: deque[float] = deque(maxlen=RECENT_ARRIVALS)
+        self.tightest_ttft_s = np.inf  # among the most recent arrivals that had a limit; inf: none had
+        self._version = 0  # changes with every row that is given or taken back
+        self._known: deque[tuple[list[Req], np.ndarray]] = deque(maxlen=3)  # rows of the batches seen last
+        self._queue: tuple[list[Req], np.ndarray] = ([], np.zeros(0, np.int64))
 
     # -- requests
 
@@ -67,8 +73,10 @@ class RequestBook:
             self.table.mixable[row] = not req.return_logprob and req.input_embeds is None
             req.slo, req.slo_row = slo, row
             self.reqs[row] = req
+            self._changed()
             if limits.ttft_s < np.inf:
                 self._recent_ttft_s.append(limits.ttft_s)
+                self.tightest_ttft_s = min(self._recent_ttft_s)
         self.table.output_tokens[row] = len(req.output_ids)
         return row
 
@@ -85,6 +93,11 @@ class RequestBook:
             del self.reqs[row]
             self.table.remove(row)
             req.slo_row = -1
+            self._changed()
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._known.clear()
 
     def sweep(self, alive: Iterable[Req]) -> list[Req]:
         """Close the rows of requests that are nowhere any more (aborted on a path of SGLang's own); returns them."""
@@ -94,19 +107,38 @@ class RequestBook:
             self.close(req)
         return gone
 
-    @property
-    def tightest_ttft_s(self) -> float:
-        """Tightest first-token limit among the most recent arrivals that had one; inf: none had."""
-        return min(self._recent_ttft_s, default=np.inf)
-
     # -- iterations
 
     def rows(self, reqs: list[Req]) -> np.ndarray:
-        """Rows of the requests of a batch, in its order; int[n]."""
-        return np.fromiter((req.slo_row for req in reqs), np.int64, len(reqs))
+        """Rows of the requests of a batch, in its order, -1 for one that has none; int[n], not to be written to.
+
+        A batch that decodes stays the same for many iterations: rows are remembered until any is given or taken.
+        """
+        for known, rows in self._known:
+            if known == reqs:
+                return rows
+        rows = np.fromiter((req.slo_row for req in reqs), np.int64, len(reqs))
+        rows.flags.writeable = False
+        self._known.append((reqs.copy(), rows))
+        return rows
+
+    def waiting_rows(self, queue: list[Req]) -> np.ndarray:
+        """Rows of the waiting requests by deadline, then arrival, int[n]; -1 for any that has none yet.
+
+        Remembered until the queue changes: comparing two lists of the same objects costs next to nothing.
+        """
+        if self._queue[0] == queue:
+            return self._queue[1]
+        rows = np.fromiter((req.slo_row for req in queue), np.int64, len(queue))
+        if len(rows) and rows.min() < 0:
+            return rows
+        order = deadline_order(self.table.deadline_s[rows], self.table.seq[rows])
+        self._queue = queue.copy(), rows if order is None else rows[order]
+        return self._queue[1]
 
     def launch(self, iteration: int, launch: Launch) -> None:
         """Note an iteration that was just launched; its requests' last token is predicted at its end."""
+        launch.version = self._version
         self.inflight.append(launch)
         self.table.last_token_s[launch.rows] = launch.end_s
 
@@ -141,27 +173,36 @@ class RequestBook:
         previous = end_s
         for later in self.inflight:
             later.end_s = max(previous, later.launched_s) + later.predicted_s
-            mine = self.table.seq[later.rows] == later.seqs
-            self.table.last_token_s[later.rows[mine]] = later.end_s
+            self.table.last_token_s[self._still_there(later)] = later.end_s
             previous = later.end_s
         return launch
 
     def _count_gaps(self, launch: Launch, end_s: float) -> None:
-        table = self.table
-        mine = table.seq[launch.rows] == launch.seqs
-        rows = launch.rows[mine]
+        table, rows = self.table, self._still_there(launch)
         before = table.token_s[rows]
-        later, first = rows[before > -np.inf], rows[before == -np.inf]
-        table.gaps[later] += 1
-        table.missed_gaps[later] += end_s - table.token_s[later] > table.tbt_s[later]
-        table.late[first] = end_s > table.deadline_s[first]
+        begun = before > -np.inf
+        if begun.all():
+            table.gaps[rows] += 1
+            table.missed_gaps[rows] += end_s - before > table.tbt_s[rows]
+        else:
+            later, first = rows[begun], rows[~begun]
+            table.gaps[later] += 1
+            table.missed_gaps[later] += end_s - before[begun] > table.tbt_s[later]
+            table.late[first] = end_s > table.deadline_s[first]
         table.last_token_s[rows] = end_s
         table.token_s[rows] = end_s
+
+    def _still_there(self, launch: Launch) -> np.ndarray:
+        """The launch's rows that belong to the same requests as when it was launched."""
+        if launch.version == self._version:
+            return launch.rows
+        return launch.rows[self.table.seq[launch.rows] == launch.seqs]
 
     def withdraw(self, row: int) -> None:
         """The request of `row` was taken out of the iterations on their way: no token will come from them."""
         for launch in self.inflight:
             launch.seqs[launch.rows == row] = -1
+            launch.version = -1
         self.table.last_token_s[row] = self.table.token_s[row]
 
     def base_s(self, now_s: float) -> float:

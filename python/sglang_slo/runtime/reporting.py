@@ -75,8 +75,13 @@ class Reporter:
     def _tokens_out(self, live: list[Req], now_s: float) -> None:
         rows = np.fromiter((req.slo_slot for req in live), np.int64, len(live))
         tokens = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live))
-        new = tokens > self._seen[rows]
-        begun = self._seen[rows] > 0
+        seen = self._seen[rows]
+        new, begun = tokens > seen, seen > 0
+        if new.all() and begun.all():  # decoding: nothing to tell apart
+            self._gaps.add(rows, now_s - self._last_s[rows])
+            self._last_s[rows] = now_s
+            self._seen[rows] = tokens
+            return
         first, next_ = rows[new & ~begun], rows[new & begun]
         self._first_s[first] = now_s
         self._gaps.add(next_, now_s - self._last_s[next_])

@@ -24,7 +24,7 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
-from sglang_slo.core.reservation import ForecastLedger, Ledger, StockLedger
+from sglang_slo.core.reservation import ForecastLedger, LateLedger, Ledger, StockLedger
 from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.observe.observer import Observer
@@ -293,6 +293,8 @@ class SloScheduler(stock.Scheduler):
                 self.slo_reporter.ended(req, clock.now(), "shed")
 
     def _pin_next(self) -> None:
+        if not self.slo_next_in_line and not len(self.slo_pins):
+            return
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         if free < LOW_POOL_SHARE * self.max_total_num_tokens:
             self.slo_pins.release_all()
@@ -310,13 +312,7 @@ class SloScheduler(stock.Scheduler):
         cut = self.chunked_req
         if cut is not None:
             table.history_tokens[cut.slo_row] = len(cut.prefix_indices)
-        queue = self.waiting_queue if cut is None else [cut, *self.waiting_queue]
-        waiting = book.rows(queue)
-        if len(waiting) and waiting.min() < 0:  # one came in on a path of SGLang's own
-            for req in queue:
-                if req.slo_row < 0:
-                    self._open(req)
-            waiting = book.rows(queue)
+        waiting = self._waiting_rows()
         decoding = book.rows(running_batch.reqs)
         if self.forward_ct % BOUND_EVERY == 0 and len(decoding):
             table.bound_lengths(decoding, self.slo_tick.confidence)
@@ -330,13 +326,25 @@ class SloScheduler(stock.Scheduler):
             may_sit_out=may_split,
             base_s=book.base_s(self.slo_tick.now_s),
             model=self.slo_model,
-            ledger=self._ledger(decoding, free),
+            ledger=LateLedger(partial(self._ledger, decoding, free)),
             free_tokens=free,
             capacity_tokens=self.max_total_num_tokens,
             request_slots=self.get_num_allocatable_reqs(len(running_batch.reqs)),
             most_chunk_tokens=self.chunked_prefill_size or 1 << 30,
             tightest_ttft_s=book.tightest_ttft_s,
         )
+
+    def _waiting_rows(self) -> np.ndarray:
+        """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""
+        book, queue, cut = self.slo_book, self.waiting_queue, self.chunked_req
+        by_deadline = self.slo_config.order != "stock"
+        rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
+        if len(rows) and rows.min() < 0:  # one came in on a path of SGLang's own
+            for req in queue:
+                if req.slo_row < 0:
+                    self._open(req)
+            rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
+        return rows if cut is None else np.concatenate(([cut.slo_row], rows))
 
     def _ledger(self, decoding: np.ndarray, free: int, next_back: bool = True) -> Ledger:
         """The ledger of who holds KV now; with `next_back`, the next to return from the host has its room."""
