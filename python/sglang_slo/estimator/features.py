@@ -114,8 +114,8 @@ def encode(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None = 
     rows = np.zeros(len(requests), ROW)
     dense = np.full((len(requests), DENSE), np.nan, np.float32)
     rows["grams"] = EMPTY
-    for column, values in enumerate(zip(*(_request_columns(r) for r in requests), strict=True)):
-        dense[:, column] = values
+    if requests:
+        dense[:, : len(REQUEST_COLUMNS)] = [_request_columns(r) for r in requests]
     with_text = np.array([r.text is not None for r in requests], bool)
     for chosen in (np.flatnonzero(with_text), np.flatnonzero(~with_text)):
         if len(chosen):
@@ -129,11 +129,8 @@ def encode(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None = 
     rows["slo_class"] = [name_hash(r.slo_class) for r in requests]
     data = rows.tobytes()
     for i, request in enumerate(requests):
-        request.row, request.text, request.token_ids = (
-            data[i * ROW.itemsize : (i + 1) * ROW.itemsize],
-            None,
-            None,
-        )
+        request.row = data[i * ROW.itemsize : (i + 1) * ROW.itemsize]
+        request.text = request.token_ids = None
     return rows
 
 
@@ -182,7 +179,7 @@ def _streams(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None)
 def _grams(head: Stream, tail: Stream) -> NDArray[np.uint16]:
     """Hashed n-grams [n, SLOTS]: words and word pairs of the head, words of the tail, words of the opening."""
     out = np.full((head.n, SLOTS), EMPTY, np.uint16)
-    place = prompt.place(head)
+    place = head.place
     early = place < HEAD_GRAMS
     _put(out, head.doc[early], place[early], head.hashes[early], UNIGRAM_BINS, 0)
     both = np.flatnonzero((head.doc[1:] == head.doc[:-1]) & early[1:])
@@ -191,7 +188,7 @@ def _grams(head: Stream, tail: Stream) -> NDArray[np.uint16]:
     opening = place < OPENING_GRAMS
     at = 2 * HEAD_GRAMS + place[opening]
     _put(out, head.doc[opening], at, head.hashes[opening], OPENING_BINS, UNIGRAM_BINS + BIGRAM_BINS)
-    from_end = np.bincount(tail.doc, minlength=tail.n)[tail.doc] - 1 - prompt.place(tail)
+    from_end = np.bincount(tail.doc, minlength=tail.n)[tail.doc] - 1 - tail.place
     late = from_end < TAIL_TOKENS
     at = 2 * HEAD_GRAMS + OPENING_GRAMS + from_end[late]
     _put(out, tail.doc[late], at, tail.hashes[late], TAIL_BINS, UNIGRAM_BINS + BIGRAM_BINS + OPENING_BINS)
@@ -216,6 +213,6 @@ def _fingerprints(head: Stream, tail: Stream) -> NDArray[np.uint64]:
         np.add.at(
             total,
             stream.doc,
-            mix(stream.hashes * (2 * prompt.place(stream).astype(np.uint64) + np.uint64(salt))),
+            mix(stream.hashes * (2 * stream.place.astype(np.uint64) + np.uint64(salt))),
         )
     return total

@@ -21,7 +21,7 @@ MAX_PROMPTS = 1500  # newest prompts that take part: the solve is cubic in them
 MIN_GROUP = 100  # prompts a model must have answered to get a head of its own
 MAX_GROUPS = 32
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
-LANDMARKS = 384  # prompts that the Gaussian part is spanned by
+LANDMARKS = 256  # prompts that the Gaussian part is spanned by
 GAUSS_WEIGHT, GAUSS_WIDTH = (
     3.0,
     0.5,
@@ -107,8 +107,13 @@ class Space:
     def gauss(self, rows: Rows) -> NDArray[np.float32]:
         """[n, m]: exp(-distance^2 / width) to each landmark."""
         points = self.dense(rows)
-        squares = (points**2).sum(axis=1)[:, None] + (self.landmarks**2).sum(axis=1)
-        return np.exp(-np.maximum(squares - 2 * points @ self.landmarks.T, 0) / self.width)
+        out = points @ self.landmarks.T
+        out *= 2
+        out -= (points**2).sum(axis=1)[:, None]
+        out -= (self.landmarks**2).sum(axis=1)
+        np.minimum(out, 0, out=out)
+        out /= self.width
+        return np.exp(out, out=out)
 
 
 _SPACE_FIELDS = ("idf", "mean", "scale", "landmarks", "width")

@@ -63,7 +63,7 @@ Places = NDArray[np.intp]
 
 def columns(head: Stream, tail: Stream) -> NDArray[np.float32]:
     """`COLUMNS` of each prompt, float32 [n, len(COLUMNS)]."""
-    at = place(head)
+    at = head.place
     newline = np.flatnonzero(head.flags & NEWLINE)
     cut = _first(head, newline, at)
     hits = _LEXICON.hits(head)
@@ -76,12 +76,6 @@ def columns(head: Stream, tail: Stream) -> NDArray[np.float32]:
     by_name = {name: column for part in parts for name, column in part.items()}
     statistics = np.stack([by_name[name] for name in STATISTICS], axis=1).astype(np.float32)
     return np.concatenate([statistics, *counts], axis=1)
-
-
-def place(stream: Stream) -> Places:
-    """Place [T] of each token within its prompt."""
-    first = np.searchsorted(stream.doc, np.arange(stream.n))
-    return np.arange(len(stream.doc)) - first[stream.doc]
 
 
 def _sums(head: Stream, at: Places) -> dict[str, Floats]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ _KIND[[9, 11, 12, 13, 32]] = _SPACE
 _KIND[[*range(48, 58), *range(65, 91), *range(97, 123), *range(128, 256)]] = _WORD
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[65:91] += 32
+_LETTERS = _LOWER.astype(np.uint64) + np.uint64(1)
 
 
 def _codes(*endings: str) -> NDArray[np.uint32]:
@@ -53,6 +55,12 @@ class Stream:
     value: NDArray[np.float32]
     size: NDArray[np.int32]
     spelt: bool = True
+
+    @cached_property
+    def place(self) -> NDArray[np.intp]:
+        """Place [T] of each token within its document."""
+        first = np.searchsorted(self.doc, np.arange(self.n))
+        return np.arange(len(self.doc)) - first[self.doc]
 
 
 def mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -95,8 +103,9 @@ def _tokens(
     size = np.diff(np.append(first, len(solid)))
     place = np.arange(len(solid)) - np.repeat(first, size)
     letters = raw[solid]
-    weights = _POWERS[np.minimum(place, _LONGEST_WORD - 1)]
-    hashes = mix(np.add.reduceat((_LOWER[letters].astype(np.uint64) + np.uint64(1)) * weights, first))
+    weighted = _POWERS[np.minimum(place, _LONGEST_WORD - 1, out=place)]
+    weighted *= _LETTERS[letters]
+    hashes = mix(np.add.reduceat(weighted, first))
     value, digits = _numbers(letters, first, size)
     head = letters[first]
     flags = UPPER * ((head >= 65) & (head <= 90)) + DIGIT * digits + FOREIGN * (head >= 128)

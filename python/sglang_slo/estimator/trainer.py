@@ -68,7 +68,7 @@ class InlineTrainer:
 
 
 class ChildTrainer:
-    """Learns in a child process of the lowest priority that works in `folder`."""
+    """Learns in a child process of low priority that works in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

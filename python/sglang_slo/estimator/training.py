@@ -68,7 +68,7 @@ def offline(rows: Rows, lengths: NDArray[np.floating], seed: int) -> Saved:
 def main(folder: Path, seed: int) -> int:
     """The child's work; its exit code is 0 (a candidate lies in the folder) or `REJECTED`."""
     with contextlib.suppress(OSError):
-        os.nice(19)
+        os.nice(10)
     content = load_snapshot(folder / store.SNAPSHOT)
     try:
         current: LengthModel | None = store.load(folder / store.CURRENT).model
