@@ -21,7 +21,7 @@ MAX_PROMPTS = 1500  # newest prompts that take part: the solve is cubic in them
 MIN_GROUP = 100  # prompts a model must have answered to get a head of its own
 MAX_GROUPS = 32
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
-LANDMARKS = 256  # prompts that the Gaussian part is spanned by
+LANDMARKS = 384  # prompts that the Gaussian part is spanned by
 GAUSS_WEIGHT, GAUSS_WIDTH = (
     3.0,
     0.5,
