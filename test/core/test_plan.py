@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,10 @@ EMPTY = np.zeros(0, np.int64)
 class Device:
     """Runs plans: one request table, one pool, time as the model says. Each request writes `output` tokens."""
 
-    def __init__(self, config: SloConfig | None = None, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, config: SloConfig | None = None, capacity: int = CAPACITY, model: LatencyModel = MODEL
+    ) -> None:
+        self.model = model
         self.table, self.planner = RequestTable(4), Planner(config or SloConfig())
         self.now, self.capacity = 0.0, capacity
         self.waiting: list[int] = []
@@ -51,7 +55,7 @@ class Device:
             may_sit_out=True,
             chunked=self.cut,
             base_s=self.now,
-            model=MODEL,
+            model=self.model,
             ledger=ForecastLedger(table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, 0),
             free_tokens=self.capacity - used,
             capacity_tokens=self.capacity,
@@ -260,3 +264,29 @@ def test_nothing_is_shed_without_a_queue_limit() -> None:
     for _ in range(40):
         device.arrive(Slo(), 8000, 2)
     assert not any(device.step().shed for _ in range(50))
+
+
+@pytest.mark.parametrize("running", [0, 3])
+def test_a_nonsense_model_keeps_nobody_waiting_for_ever(running: int) -> None:
+    device = Device(model=LatencyModel(Coefficients(0.9, 0.3, 1e-3, 0.0, 0.5, 1e-3)))
+    for _ in range(running):
+        row = device.arrive(Slo(), 100, 10_000)
+        device.waiting.remove(row)
+        device.running.append(row)
+        device.table.last_token_s[row] = 0.0
+        device.table.tbt_s[row] = 0.05
+    row = device.arrive(Slo(), 3000, 2)
+    for _ in range(200):
+        device.step()
+    assert row in device.first
+
+
+def test_without_request_slots_the_cut_request_goes_on() -> None:
+    device = Device()
+    loose = device.arrive(BATCH, 30_000)
+    device.step()
+    assert device.cut == loose
+    for _ in range(40):
+        device.arrive(CODE, 100)
+    plan = device.planner.plan(replace(device.view(), request_slots=0))
+    assert [row for row, _ in plan.prefill] == [loose]

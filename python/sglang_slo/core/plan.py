@@ -23,6 +23,8 @@ from sglang_slo.core.table import RequestTable
 
 NO_ROWS = np.zeros(0, np.int64)
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
+PATIENCE_S = 2.0  # so long at most decodes leave no time for any prefill
+PATIENCE_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
 MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
 MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
@@ -71,25 +73,34 @@ class Planner:
     def __init__(self, config: SloConfig) -> None:
         self.config = config
         self.lost = ordering.LostLine(config.lost_share)
+        self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""
         decodes = self._decodes(view)
         if len(view.waiting) == 0:
+            self._prefilled_s = view.base_s
             self.lost.earn(0, waiting=False)
             return self._decode_only(view, decodes, None)
         needs = view.table.prefill_tokens(view.waiting)
         budget = self._budget(view, decodes, int(needs.sum()))
         fits = budget.tokens(view.model)
+        if fits == 0 and (decodes is None or view.base_s - self._prefilled_s > PATIENCE_S):
+            budget = self._least_budget(view, budget)
+            fits = budget.tokens(view.model)
         ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fits))
         filling = Filling(view, budget, self.config.chunk == "fixed")
         line, turns = self._line(view, budget, ranking, fits)
+        if view.request_slots <= 0:  # only the one that has its place already can go on
+            line = line[line == view.chunked]
         for place in range(len(line)):
-            taken = filling.add(int(line[place]))
+            got_in = filling.add(int(line[place]))
             # a lost request whose turn has come is not overtaken: what ends now makes room for it
-            if filling.full or (place < turns and not taken):
+            if filling.full or (place < turns and not got_in):
                 break
         self._account_lost(ranking, filling)
+        if filling.prefill:
+            self._prefilled_s = view.base_s
         taken = {row for row, _ in filling.prefill}
         following = [row for row in line[: len(taken) + NEXT_IN_LINE].tolist() if row not in taken]
         if not filling.prefill:
@@ -111,6 +122,15 @@ class Planner:
             winnable=len(ranking.winnable_rows),
             lost=len(ranking.lost_rows),
         )
+
+    def _least_budget(self, view: View, budget: Budget) -> Budget:
+        """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.
+
+        Without decodes at once, beside them after `PATIENCE_S`: nothing may keep the queue waiting for ever.
+        """
+        history = int(view.table.history_tokens[view.waiting].max())
+        least_s = view.model.safe_iteration_s(budget.base.with_chunk(history, PATIENCE_TOKENS))
+        return replace(budget, time_s=max(budget.time_s, least_s * (1 + 1e-9)))
 
     # -- who decodes, and for how long
 
@@ -162,9 +182,7 @@ class Planner:
         start_s = view.base_s + model.coefficients.t0_extend
         return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
 
-    def _line(
-        self, view: View, budget: Budget, ranking: Ranking, fits_tokens: int
-    ) -> tuple[np.ndarray, int]:
+    def _line(self, view: View, budget: Budget, ranking: Ranking, fits_tokens: int) -> tuple[np.ndarray, int]:
         """Rows in order of service, and how many of the first have earned a turn.
 
         The lost go behind the winnable, but for those that have earned their turn.

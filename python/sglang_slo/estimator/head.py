@@ -1,7 +1,8 @@
 """The text head: kernel ridge on hashed n-grams and dense columns, whose answer the trees see as one more column.
 
 Trees are poor at adding up many weak words, a kernel model is good at it: linear in the n-grams plus Gaussian in the
-standardised dense columns (by Nystroem's method, so that a prediction costs `LANDMARKS` distances). The target is sqrt(length / typical length of
+standardised dense columns (by Nystroem's method, so that a prediction costs `LANDMARKS` distances).
+The target is sqrt(length / typical length of
 the model): its mean lies near the median of skewed lengths. Trees must not see answers that the head learnt by heart,
 so training rows get leave-one-prompt-out predictions, which the dual form gives in closed form.
 """
@@ -66,7 +67,8 @@ class TextHead:
 
 @dataclass
 class Space:
-    """Where prompts are compared. `idf` [HASH_BINS + 1], 0 for no n-gram; `mean`, `scale` [DENSE] of dense columns; `landmarks` [m, DENSE]
+    """Where prompts are compared. `idf` [HASH_BINS + 1], 0 for no n-gram; `mean`, `scale` [DENSE] of dense columns;
+    `landmarks` [m, DENSE]
     standardised; `width` []: a squared distance, float32 throughout."""
 
     idf: Floats

@@ -77,8 +77,8 @@ class Preemptor:
         if self._mode == "stock" or batch.is_empty():
             return False
         s, table = self._scheduler, self._scheduler.slo_book.table
-        if self._free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD:
-            return
+        if self.free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD:
+            return False
         rows = s.slo_book.rows(batch.reqs)
         remaining = table.remaining_tokens[rows]
         soon = preemption.growth_tokens(remaining, self._lead(batch.reqs))

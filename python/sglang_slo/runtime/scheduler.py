@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,9 @@ class SloScheduler(stock.Scheduler):
             with self._noted("lengths"):
                 quantiles = lengths.predict(requests)
                 confidence = lengths.confidence(now, len(quantiles), len(self.waiting_queue))
-        return Tick(now, ended, self.slo_fit.maybe_refit(), quantiles, confidence, self.slo_preempt.measured())
+        return Tick(
+            now, ended, self.slo_fit.maybe_refit(), quantiles, confidence, self.slo_preempt.measured()
+        )
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         """Take the tick out of the list and SGLang's requests from the rest."""
@@ -388,6 +391,8 @@ class SloScheduler(stock.Scheduler):
             batch, running_batch = self._get_new_batch_prefill_raw(None, running_batch)
         if aside is not None:
             running_batch = batches.merge(aside, running_batch)
+            # the places that the plan names are not theirs any more: without prefill, everyone decodes
+            self.slo_plan = replace(plan, decode=None)
         return NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
 
     def _get_new_batch_prefill_raw(self, *args: Any, **kwargs: Any) -> tuple[Any, ScheduleBatch]:
