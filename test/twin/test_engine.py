@@ -56,7 +56,9 @@ def test_noise_is_seeded_and_keeps_the_mean() -> None:
     assert sum(durations(1)) / 4000 == pytest.approx(0.003, rel=0.02)
 
 
-def test_what_a_pass_must_wait_for_is_charged_to_it() -> None:
+def test_a_pass_begins_only_when_what_it_needs_is_there() -> None:
     engine = VirtualEngine(MODEL)
-    start, end = engine.launch(SHORT, extra_s=0.5)
-    assert end - start == pytest.approx(0.503)
+    engine.not_before(0.5)
+    start, end = engine.launch(SHORT)
+    assert start == pytest.approx(0.5)
+    assert end - start == pytest.approx(0.003)
