@@ -398,7 +398,7 @@ class SloScheduler(stock.Scheduler):
     def _get_new_batch_prefill_raw(self, *args: Any, **kwargs: Any) -> tuple[Any, ScheduleBatch]:
         """SGLang's building of a prefill batch, with what it takes for granted of mixed ones made true."""
         batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
-        if batch is not None:
+        if batch is not None and self.slo_on:
             batches.correct_prefixes(batch)
         return batch, running_batch
 
@@ -417,6 +417,8 @@ class SloScheduler(stock.Scheduler):
             for req in offered:
                 if req not in left:
                     everyone.remove(req)
+            # whatever SGLang's code put into the queue meanwhile (a grammar that became ready) stays in it
+            everyone.extend(req for req in self.waiting_queue if req not in planned)
             self.waiting_queue = everyone
 
     def _park(self, req: Req) -> None:
@@ -432,8 +434,9 @@ class SloScheduler(stock.Scheduler):
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
-        if self.slo_on:
-            self.slo_preempt.before_decode(batch)
+        if not self.slo_on:
+            return super().update_running_batch(batch)
+        self.slo_preempt.before_decode(batch)
         plan = self.slo_plan
         if plan is None or plan.decode is None:
             return super().update_running_batch(batch)
