@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 START_LIMIT_S = 900
+LAUNCH = ("-m", "sglang_slo.launch_server")
 STATUS_AGE_S = 1.5  # more than /slo/status is ever behind
 CLASSES = "classes:\n  chat: {ttft_ms: 60000, tbt_ms: 60000}\n  batch: {}\n"  # kept on any machine
 
@@ -97,10 +98,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *flags: str, module: str = "sglang_slo.launch_server", env: dict[str, str] | None = None
+    folder: Path, *flags: str, python: Sequence[str] = LAUNCH, env: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server of `module` with `flags`, ready to answer."""
-    command = [sys.executable, "-m", *module.split(), *flags]
+    """A server started by Python with the arguments `python` and `flags`, ready to answer."""
+    command = [sys.executable, *python, *flags]
     server = Server(command, env or {}, folder / "server.log")
     try:
         server.wait()

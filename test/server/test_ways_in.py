@@ -18,6 +18,7 @@ from sglang_slo.runtime.demo_model import demo_model_path
 pytestmark = pytest.mark.server
 
 SMALL = ["--dtype", "float32", "--max-total-tokens", "20000"]
+SGLANG_SERVE = ("-c", "from sglang.cli.main import main; main()", "serve")  # as its `sglang` command
 SWITCHED_ON = {ENV: SloConfig(classes={"chat": SloClass(60000, 60000)}).to_json()}
 
 
@@ -49,14 +50,14 @@ def test_ranks_and_replicas_serve_a_load(flags: list[str], slo_yaml: Path, tmp_p
 def test_switched_off_it_is_stock(tmp_path: Path) -> None:
     with running(tmp_path, "--slo-policy", "off") as server:
         assert server.generate(slo="nonsense")["text"]  # as stock: an unknown field is nobody's business
-        assert server.post("/slo/status").status_code == 404
+        assert server.status()["policy"] == "off"
         assert "stock SGLang" in server.log.read_text()
 
 
 def test_sglangs_own_command_has_it_when_the_environment_says_so(tmp_path: Path) -> None:
     # Two tokenizer workers as well: their HTTP apps are made in processes of their own.
     flags = ["--model-path", str(demo_model_path()), *SMALL, "--tokenizer-worker-num", "2"]
-    with running(tmp_path, *flags, module="sglang.cli.main serve", env=SWITCHED_ON) as server:
+    with running(tmp_path, *flags, python=SGLANG_SERVE, env=SWITCHED_ON) as server:
         for _ in range(4):  # whichever worker answers
             assert server.post("/generate", {"text": "a", "slo": {"class": "gold"}}).status_code == 400
             verdict = server.generate(slo={"class": "chat"})["meta_info"]["slo"]
