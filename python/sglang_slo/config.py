@@ -83,8 +83,7 @@ class SloConfig:
     idle_cap_ms: float = _setting(200.0, "longest iteration while nobody decodes, ms", low=1)
     confidence_high: float = _setting(0.9, "confidence of length bounds on an idle server", low=0)
     confidence_low: float = _setting(0.6, "confidence of length bounds at and above capacity", low=0)
-    reserve_floor: float = _setting(0.01, "least share of KV kept in reserve", low=0)
-    reserve_ceiling: float = _setting(0.10, "largest share of KV kept in reserve", low=0)
+    reserve_floor: float = _setting(0.01, "share of KV kept in reserve", low=0)
     max_preemptions: int = _setting(3, "no request is preempted more often than this", low=0)
     host_kv_gb: float = _setting(0.0, "host memory for swapped KV, GB (0: no swap)", low=0)
     # -- files
@@ -105,8 +104,8 @@ class SloConfig:
             raise ConfigError(f"slo-lost-share: need a share in [0, 1), got {self.lost_share}")
         if not self.margin < 1:
             raise ConfigError(f"slo-margin: need a share in [0, 1), got {self.margin}")
-        if not self.reserve_floor <= self.reserve_ceiling < 1:
-            raise ConfigError("slo-reserve-floor/ceiling: need floor <= ceiling < 1")
+        if not self.reserve_floor < 1:
+            raise ConfigError(f"slo-reserve-floor: need a share in [0, 1), got {self.reserve_floor}")
         if self.default_class is not None and self.default_class not in self.classes:
             raise ConfigError(
                 f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}"

@@ -156,10 +156,3 @@ def test_growth_is_at_least_one_and_at_most_the_horizon_each(remaining: list[int
 def test_longer_copies_are_begun_earlier_within_a_bound() -> None:
     leads = [preemption.lead_iterations(s, 0.02) for s in (0.0, 0.01, 0.05, 9.0)]
     assert leads == [1, 2, 4, preemption.LONGEST_LEAD]
-
-
-def test_room_is_made_only_if_it_pays_and_is_in_time() -> None:
-    worth = preemption.worth_making_room
-    assert worth(cost_s=0.1, work_s=0.5, start_s=0.0, deadline_s=1.0)
-    assert not worth(cost_s=0.6, work_s=0.5, start_s=0.0, deadline_s=9.0)
-    assert not worth(cost_s=0.4, work_s=0.5, start_s=0.2, deadline_s=1.0)

@@ -201,16 +201,3 @@ def has_its_turn(
     if start_s <= deadline_s <= winnable.min():
         return True
     return share > 0 and start_s - since_s >= work_s / share
-
-
-# -- ahead of need
-
-
-def worth_making_room(cost_s: float, work_s: float, start_s: float, deadline_s: float) -> bool:
-    """Whether victims that would not miss anything may leave for a request that else misses its deadline.
-
-    Gained: one request that attains, which takes `work_s` of the machine. Paid: `cost_s` of the machine,
-    taken from whoever else waits. It pays if the machine spends more on the request than on making room for
-    it, and if the request still attains behind that cost.
-    """
-    return cost_s <= work_s and start_s + cost_s + work_s <= deadline_s
