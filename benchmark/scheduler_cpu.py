@@ -2,8 +2,9 @@
 
 Both schedulers run the same workload in the twin, one after the other in alternating order. Counted is the
 thread's CPU time in the event loop less what only the twin does (its worker, feeder and recorder), so what is
-left is SGLang's and our own work around a forward pass. Second figure: planning with hundreds running and
-thousands waiting, timed where the scheduler plans (view, ledger and plan).
+left is SGLang's and our own work around a forward pass; tokens are gathered, pickled and sent as in a server.
+Second figure: planning with hundreds running and thousands waiting, timed where the scheduler plans (view,
+ledger and plan).
 
     python benchmark/scheduler_cpu.py --workload mix-generated --runs 5
     python benchmark/scheduler_cpu.py --profile ours     # where the time goes
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import cProfile
 import json
+import pickle
 import pstats
 import statistics
 import sys
@@ -26,8 +28,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import zmq
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
-from sglang_slo.twin import driver
+from sglang_slo.estimator.trainer import InlineTrainer
+from sglang_slo.twin import driver, virtual
 from sglang_slo.twin.feeder import Feeder
 from sglang_slo.twin.recorder import Recorder
 from sglang_slo.twin.worker import TwinWorker
@@ -39,6 +44,7 @@ TWINS_OWN = (
     (Feeder, "pull"),
     (Recorder, "pool_state"),
     (Recorder, "tokens_out"),
+    (InlineTrainer, "start"),  # a server trains in a child process
 )
 
 
@@ -86,7 +92,39 @@ class Meter:
         with contextlib.ExitStack() as stack:
             for owner, name in TWINS_OWN:
                 stack.enter_context(mock.patch.object(owner, name, self.excluded(getattr(owner, name))))
+            stack.enter_context(streaming())
             yield
+
+
+@contextlib.contextmanager
+def streaming() -> Iterator[None]:
+    """While it is open, tokens also leave as from a server: gathered, pickled, and written to a socket."""
+    context = zmq.Context()
+    sink, source = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    sink.set_hwm(1)  # nobody reads: what does not fit is dropped, after it was made
+    source.set_hwm(1)
+    source.connect(f"tcp://127.0.0.1:{sink.bind_to_random_port('tcp://127.0.0.1')}")
+    gather, keep_time = SchedulerOutputStreamer._stream_output_generation, virtual._send
+
+    class Detokenizer:
+        @staticmethod
+        def send_output(output: Any, recv_obj: Any = None) -> None:
+            with contextlib.suppress(zmq.Again):
+                source.send(pickle.dumps(output, pickle.HIGHEST_PROTOCOL), zmq.NOBLOCK, copy=False)
+
+    def send(self: Any, *args: Any, **kwargs: Any) -> None:
+        keep_time(self, *args, **kwargs)
+        outlet, self.send_to_detokenizer = self.send_to_detokenizer, Detokenizer
+        try:
+            gather(self, *args, **kwargs)
+        finally:
+            self.send_to_detokenizer = outlet
+
+    try:
+        with mock.patch.object(virtual, "_send", send):
+            yield
+    finally:
+        context.destroy(linger=0)
 
 
 def measure(workload: Workload, scheduler: str, argv: list[str]) -> dict[str, float]:

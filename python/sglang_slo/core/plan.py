@@ -16,7 +16,7 @@ import numpy as np
 from sglang_slo.config import SloConfig
 from sglang_slo.core import chunking, ordering, packing
 from sglang_slo.core.chunking import Budget, DecodeChoice, DecodeLoad
-from sglang_slo.core.latency import BatchShape, LatencyModel
+from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.ordering import Ranking
 from sglang_slo.core.reservation import Ledger
 from sglang_slo.core.table import RequestTable
@@ -79,8 +79,7 @@ class Planner:
         """The next iteration."""
         decodes = self._decodes(view)
         if len(view.waiting) == 0:
-            self._prefilled_s = view.base_s
-            self.lost.earn(0, waiting=False)
+            self._nobody_waits(view.base_s)
             return self._decode_only(view, decodes, None)
         needs = view.table.prefill_tokens(view.waiting)
         budget = self._budget(view, decodes, int(needs.sum()))
@@ -122,6 +121,25 @@ class Planner:
             winnable=len(ranking.winnable_rows),
             lost=len(ranking.lost_rows),
         )
+
+    def all_decode(self, table: RequestTable, rows: np.ndarray, base_s: float, model: LatencyModel) -> bool:
+        """Whether `plan` would let all of `rows` (int[n], n > 0) decode if nobody waited: the cheap way to ask.
+
+        True counts as the plan of this iteration: nobody had to wait for prefill, and the lost earn nothing.
+        """
+        allowance_s = chunking.allowances_s(
+            table.last_token_s[rows], table.tbt_s[rows], base_s, self.config.margin
+        ).min()
+        if allowance_s < math.inf:
+            everyone = decode_shape(len(rows), int(table.context_tokens(rows).sum()))
+            if model.safe_iteration_s(everyone) > allowance_s:
+                return False
+        self._nobody_waits(base_s)
+        return True
+
+    def _nobody_waits(self, base_s: float) -> None:
+        self._prefilled_s = base_s
+        self.lost.earn(0, waiting=False)
 
     def _least_budget(self, view: View, budget: Budget) -> Budget:
         """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req
@@ -41,6 +42,15 @@ class Launch:
     idle_s: float = 0.0  # how long the device had been idle when it was launched, as measured
 
 
+class Seen(NamedTuple):
+    """The requests of a batch and where they are in the table; arrays of n, not to be written to."""
+
+    reqs: list[Req]
+    rows: np.ndarray  # -1 for one that has none
+    seqs: np.ndarray  # arrival numbers
+    whole: bool  # whether each has a row
+
+
 class RequestBook:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
@@ -53,7 +63,7 @@ class RequestBook:
         self._recent_ttft_s: deque[float] = deque(maxlen=RECENT_ARRIVALS)
         self.tightest_ttft_s = np.inf  # among the most recent arrivals that had a limit; inf: none had
         self._version = 0  # changes with every row that is given or taken back
-        self._known: deque[tuple[list[Req], np.ndarray]] = deque(maxlen=3)  # rows of the batches seen last
+        self._known: deque[Seen] = deque(maxlen=3)  # the batches seen last
         self._queue: tuple[list[Req], np.ndarray] = ([], np.zeros(0, np.int64))
 
     # -- requests
@@ -110,17 +120,23 @@ class RequestBook:
     # -- iterations
 
     def rows(self, reqs: list[Req]) -> np.ndarray:
-        """Rows of the requests of a batch, in its order, -1 for one that has none; int[n], not to be written to.
+        """Rows of the requests of a batch, in its order, -1 for one that has none; int[n], not to be written to."""
+        return self.seen(reqs).rows
 
-        A batch that decodes stays the same for many iterations: rows are remembered until any is given or taken.
+    def seen(self, reqs: list[Req]) -> Seen:
+        """Where the requests of a batch are in the table.
+
+        A batch that decodes stays the same for many iterations: it is remembered until a row is given or taken.
         """
-        for known, rows in self._known:
-            if known == reqs:
-                return rows
+        for known in self._known:
+            if known.reqs == reqs:
+                return known
         rows = np.fromiter((req.slo_row for req in reqs), np.int64, len(reqs))
         rows.flags.writeable = False
-        self._known.append((reqs.copy(), rows))
-        return rows
+        whole = not len(rows) or bool(rows.min() >= 0)
+        found = Seen(reqs.copy(), rows, self.table.seq[rows], whole)
+        self._known.append(found)
+        return found
 
     def waiting_rows(self, queue: list[Req]) -> np.ndarray:
         """Rows of the waiting requests by deadline, then arrival, int[n]; -1 for any that has none yet.
@@ -136,7 +152,7 @@ class RequestBook:
         self._queue = queue.copy(), rows if order is None else rows[order]
         return self._queue[1]
 
-    def launch(self, iteration: int, launch: Launch) -> None:
+    def launch(self, launch: Launch) -> None:
         """Note an iteration that was just launched; its requests' last token is predicted at its end."""
         launch.version = self._version
         self.inflight.append(launch)
@@ -180,8 +196,9 @@ class RequestBook:
     def _count_gaps(self, launch: Launch, end_s: float) -> None:
         table, rows = self.table, self._still_there(launch)
         before = table.token_s[rows]
-        begun = before > -np.inf
-        if begun.all():
+        # who decodes has had a first token
+        begun = before > -np.inf if launch.shape.extend else None
+        if begun is None or begun.all():
             table.gaps[rows] += 1
             table.missed_gaps[rows] += end_s - before > table.tbt_s[rows]
         else:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIRST_REFIT = 32  # iterations
-REFIT_EVERY = 64  # iterations
+REFIT_EVERY = 256  # iterations, once there have been as many; before, with every doubling
 AFTER_FAILURE = 16_384  # iterations until the next try
 LEVEL = 0.995  # the quantile of measured/predicted that budgets are planned with: see above
 IDLE_WEIGHT = 0.1  # of an iteration that found the device idle: its time includes the scheduler's own
@@ -67,7 +67,7 @@ class OnlineFit:
         """The model as refitted now; None if it is not time yet, or if the one in force is as good."""
         if self.window.added < self._next:
             return None
-        self._next = self.window.added + REFIT_EVERY
+        self._next = self.window.added + min(self.window.added, REFIT_EVERY)
         try:
             return self._refit()
         except Exception:

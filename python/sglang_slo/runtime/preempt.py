@@ -334,6 +334,10 @@ class Preemptor:
         head = self._next_back()
         return self._scheduler.slo_book.rows([head.req] if head else [])
 
+    def at_rest(self, batch: ScheduleBatch) -> bool:
+        """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""
+        return self.idle and self.free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD
+
     @property
     def idle(self) -> bool:
         """No request is anywhere between leaving and being back."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 from sglang_slo import clock
@@ -22,8 +22,7 @@ from sglang_slo.observe.answers import attach
 from sglang_slo.observe.judge import Finish, RequestRecord, answer
 from sglang_slo.observe.observer import Observer
 
-if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req
+Req.slo_slot = -1  # nothing is reported of a request that was never opened
 
 HEALTH_CHECK = "HEALTH_CHECK"  # SGLang's own probes begin with it: nobody waits for them
 ENDS: dict[Any, Finish] = {
@@ -46,6 +45,8 @@ class Reporter:
         self._arrival_s = np.zeros(1024)
         self._first_s = np.zeros(1024)
         self._last_s = np.zeros(1024)
+        self._batch: list[Req] = []
+        self._slots = np.zeros(0, np.int64)
 
     def opened(self, req: Req, arrival_s: float, now_s: float) -> None:
         """A request was given its row `req.slo_row`; `arrival_s`: when it reached the server."""
@@ -64,16 +65,17 @@ class Reporter:
         """Results of `reqs` are about to leave: time new tokens, judge what ended. Never raises."""
         now_s = clock.now()
         try:
-            live = [req for req in reqs if getattr(req, "slo_slot", -1) >= 0]
+            live = [req for req in reqs if req.slo_slot >= 0]
             self._tokens_out(live, now_s)
-            for req in live:
-                if req.finished_reason is not None:
-                    self.ended(req, now_s)
+            for req in [req for req in live if req.finished_reason is not None]:
+                self.ended(req, now_s)
         except Exception as error:
             self._observer.trouble.happened("reporting tokens failed", now_s, error)
 
     def _tokens_out(self, live: list[Req], now_s: float) -> None:
-        rows = np.fromiter((req.slo_slot for req in live), np.int64, len(live))
+        if live != self._batch:  # a batch that decodes stays the same for many iterations
+            self._batch, self._slots = live, np.fromiter((req.slo_slot for req in live), np.int64, len(live))
+        rows = self._slots
         tokens = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live))
         seen = self._seen[rows]
         new, begun = tokens > seen, seen > 0
@@ -93,8 +95,7 @@ class Reporter:
 
         Its client is told if an answer is still to go, that is, if there is a finish reason.
         """
-        slot = getattr(req, "slo_slot", -1)
-        req.slo_slot = -1
+        slot, req.slo_slot = req.slo_slot, -1
         if slot < 0 or req.rid.startswith(HEALTH_CHECK):
             return
         record = self._record(req, slot, now_s, finish or finish_of(req.finished_reason))

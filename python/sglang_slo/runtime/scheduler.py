@@ -58,6 +58,8 @@ MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
 LOW_POOL_SHARE = 0.05  # with less of the pool free or evictable than this, nothing is kept for them
 OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
 BOUND_EVERY = 16  # iterations between refreshes of what running requests may still write
+LENGTHS_EVERY = 16  # iterations without arrivals between looks at the load and at how learning goes
+EVERYONE_DECODES = IterationPlan()  # the plan of an iteration in which there is nothing to decide
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
 
 
@@ -87,9 +89,10 @@ class SloScheduler(stock.Scheduler):
         self.slo_book = RequestBook(self.slo_config.max_preemptions)
         self.slo_planner = Planner(self.slo_config)
         self.slo_preempt = Preemptor(self, self.make_host_pool())
-        self.slo_tick = Tick(clock.now())
+        self.slo_tick = Tick(clock.now(), confidence=self.slo_config.confidence_high)
         self.slo_ended: list[tuple[int, float]] = []
         self.slo_plan: IterationPlan | None = None
+        self._bound_next = 0  # iteration of the next refresh of length bounds
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
         dp_rank = self.ps.dp_rank if self.server_args.dp_size > 1 else None
@@ -103,6 +106,7 @@ class SloScheduler(stock.Scheduler):
         self.slo_refused: list[int] = []  # rows that the last plan had no KV for
         self.slo_pins = Pins(self.tree_cache, self.slo_book.table, most_pinned, self._look_up_prefix)
         self.slo_book.closing = self.slo_pins.release
+        self._gauges = partial(gauges, self)
         self.slo_on = True
 
     def make_lengths(self) -> ArrivingLengths:
@@ -139,11 +143,14 @@ class SloScheduler(stock.Scheduler):
             return Tick(clock.now())
         now = clock.now()
         ended, self.slo_ended = self.slo_ended, []
-        lengths, quantiles, confidence = self.slo_lengths, {}, self.slo_config.confidence_high
-        if lengths is not None:
-            with self._noted("lengths"):
+        lengths, quantiles = self.slo_lengths, {}
+        confidence = self.slo_tick.confidence
+        if lengths is not None and (requests or self.forward_ct % LENGTHS_EVERY == 0):
+            try:
                 quantiles = lengths.predict(requests)
                 confidence = lengths.confidence(now, len(quantiles), len(self.waiting_queue))
+            except Exception as error:
+                self._failed("lengths", error)
         return Tick(
             now, ended, self.slo_fit.maybe_refit(), quantiles, confidence, self.slo_preempt.measured()
         )
@@ -254,6 +261,10 @@ class SloScheduler(stock.Scheduler):
             return super().get_new_batch_prefill(running_batch)
         try:
             began_s = clock.now()
+            if self._nothing_to_decide(running_batch):
+                self.slo_plan = EVERYONE_DECODES
+                self.slo_plan_s = clock.now() - began_s
+                return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             running_batch.filter_batch()
             running_batch = self.slo_preempt.adjust(running_batch, self.slo_refused)
             self.slo_plan = plan = self._make_plan(running_batch)
@@ -264,6 +275,22 @@ class SloScheduler(stock.Scheduler):
         if not plan.prefill:
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return self._build_prefill(plan, running_batch)
+
+    def _nothing_to_decide(self, running_batch: ScheduleBatch) -> bool:
+        """Nobody waits, KV is ample, and everyone can decode in time: most iterations, told at little cost."""
+        if self.waiting_queue or self.chunked_req is not None or running_batch.is_empty():
+            return False
+        if self.grammar_manager.has_waiting_grammars() or not self.slo_preempt.at_rest(running_batch):
+            return False
+        book = self.slo_book
+        seen = book.seen(running_batch.reqs)
+        base_s = book.base_s(self.slo_tick.now_s)
+        if not (seen.whole and self.slo_planner.all_decode(book.table, seen.rows, base_s, self.slo_model)):
+            return False
+        self.slo_next_in_line = self.slo_refused = []
+        if len(self.slo_pins):
+            self.slo_pins.release_all()
+        return True
 
     def _make_plan(self, running_batch: ScheduleBatch) -> IterationPlan:
         if self.grammar_manager.has_waiting_grammars():
@@ -317,7 +344,8 @@ class SloScheduler(stock.Scheduler):
             table.history_tokens[cut.slo_row] = len(cut.prefix_indices)
         waiting = self._waiting_rows()
         decoding = book.rows(running_batch.reqs)
-        if self.forward_ct % BOUND_EVERY == 0 and len(decoding):
+        if self.forward_ct >= self._bound_next and len(decoding):
+            self._bound_next = self.forward_ct + BOUND_EVERY
             table.bound_lengths(decoding, self.slo_tick.confidence)
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         may_split = running_batch.is_empty() or batches.can_split(running_batch)
@@ -436,8 +464,10 @@ class SloScheduler(stock.Scheduler):
         """Decode: all of the running batch, or the part of it that the plan names."""
         if not self.slo_on:
             return super().update_running_batch(batch)
-        self.slo_preempt.before_decode(batch)
         plan = self.slo_plan
+        if plan is EVERYONE_DECODES:
+            return super().update_running_batch(batch)
+        self.slo_preempt.before_decode(batch)
         if plan is None or plan.decode is None:
             return super().update_running_batch(batch)
         part = super().update_running_batch(batches.split(batch, plan.decode))
@@ -450,27 +480,25 @@ class SloScheduler(stock.Scheduler):
         if not self.slo_on:
             return super().run_batch(batch, *args, **kwargs)
         result = super().run_batch(batch, *args, **kwargs)
-        with self._noted("a launch"):
+        try:
             self._note_launch(batch)
+        except Exception as error:
+            self._failed("a launch", error)
         return result
 
     def _note_launch(self, batch: ScheduleBatch) -> None:
         shape, book = batch_shape(batch), self.slo_book
         now, predicted = self.slo_tick.now_s, self.slo_model.iteration_s(shape)
-        rows = book.rows(token_getters(batch))
-        rows = rows[rows >= 0]
+        seen = book.seen(token_getters(batch))
+        rows, seqs = seen.rows, seen.seqs
+        if not seen.whole:
+            rows, seqs = rows[rows >= 0], seqs[rows >= 0]
         end_s = book.base_s(now) + predicted
-        book.launch(
-            self.forward_ct, Launch(self.forward_ct, rows, book.table.seq[rows], shape, now, predicted, end_s)
-        )
+        book.launch(Launch(self.forward_ct, rows, seqs, shape, now, predicted, end_s))
 
-    @contextlib.contextmanager
-    def _noted(self, what: str) -> Iterator[None]:
+    def _failed(self, what: str, error: Exception) -> None:
         """Bookkeeping that fails is counted and logged; it never stops serving."""
-        try:
-            yield
-        except Exception as error:
-            self.slo_observer.trouble.happened(f"noting {what} failed", clock.now(), error)
+        self.slo_observer.trouble.happened(f"noting {what} failed", clock.now(), error)
 
     # -- out
 
@@ -480,10 +508,12 @@ class SloScheduler(stock.Scheduler):
         if self.slo_on:
             now = clock.now()
             self.slo_ended.append((batch.forward_iter, now))
-            with self._noted("results"):
+            try:
                 for req in self.slo_book.tokens_out(batch.reqs):
                     self._ended(req)
-            self.slo_observer.refresh(now, partial(gauges, self))
+            except Exception as error:
+                self._failed("results", error)
+            self.slo_observer.refresh(now, self._gauges)
 
     def abort_request(self, recv_req: Any) -> None:
         """SGLang's abort; rows of requests that were only waiting end at once."""
@@ -517,13 +547,13 @@ class SloScheduler(stock.Scheduler):
         """SGLang's housekeeping; the windows of the metrics go on sliding."""
         super().on_idle()
         if self.slo_on:
-            self.slo_observer.refresh(clock.now(), partial(gauges, self))
+            self.slo_observer.refresh(clock.now(), self._gauges)
 
     def get_internal_state(self, recv_req: Any) -> Any:
         """SGLang's, with ours under `slo`."""
         answer = super().get_internal_state(recv_req)
         if self.slo_on:
-            answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), partial(gauges, self))
+            answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), self._gauges)
         return answer
 
     def _alive(self, step: NextBatchPlan | None) -> Iterator[Req]:
