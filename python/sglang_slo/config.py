@@ -65,12 +65,17 @@ class SloConfig:
     length: str = _setting("xgboost", "predictor of output lengths", ("xgboost", "mean", "none"))
     bound: str = _setting("conformal", "how a predicted length is bounded", ("conformal", "hoeffding"))
     kv: str = _setting(
-        "forecast", "KV admission: forecast of the peak, or SGLang's ratio", ("forecast", "stock")
+        "forecast",
+        "KV admission: forecast of the peak (forecast), every bound in full (full), SGLang's ratio (stock)",
+        ("forecast", "full", "stock"),
     )
     preempt: str = _setting(
         "auto",
         "where a preempted request's KV goes: cheapest (auto), radix tree (keep), host (swap), nowhere",
         ("auto", "keep", "swap", "recompute", "stock"),
+    )
+    victims: str = _setting(
+        "cost", "who is preempted first: loosest limit and longest to go, or latest come", ("cost", "latest")
     )
     # -- sizes and shares
     lost_share: float = _setting(
@@ -83,7 +88,10 @@ class SloConfig:
     idle_cap_ms: float = _setting(200.0, "longest iteration while nobody decodes, ms", low=1)
     confidence_high: float = _setting(0.9, "confidence of length bounds on an idle server", low=0)
     confidence_low: float = _setting(0.6, "confidence of length bounds at and above capacity", low=0)
-    reserve_floor: float = _setting(0.01, "share of KV kept in reserve", low=0)
+    reserve_floor: float = _setting(0.01, "least share of KV kept in reserve", low=0)
+    reserve_ceiling: float = _setting(
+        0.1, "largest share of KV kept in reserve; between the two it follows the forecast's error", low=0
+    )
     max_preemptions: int = _setting(3, "no request is preempted more often than this", low=0)
     host_kv_gb: float = _setting(0.0, "host memory for swapped KV, GB (0: no swap)", low=0)
     # -- files
@@ -104,8 +112,8 @@ class SloConfig:
             raise ConfigError(f"slo-lost-share: need a share in [0, 1), got {self.lost_share}")
         if not self.margin < 1:
             raise ConfigError(f"slo-margin: need a share in [0, 1), got {self.margin}")
-        if not self.reserve_floor < 1:
-            raise ConfigError(f"slo-reserve-floor: need a share in [0, 1), got {self.reserve_floor}")
+        if not self.reserve_floor <= self.reserve_ceiling < 1:
+            raise ConfigError("slo-reserve-floor/ceiling: need floor <= ceiling < 1")
         if self.default_class is not None and self.default_class not in self.classes:
             raise ConfigError(
                 f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}"

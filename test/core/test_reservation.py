@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_slo.core.reservation import ForecastLedger, StockLedger, peak_tokens
+from sglang_slo.core.reservation import ForecastLedger, FullLedger, StockLedger, peak_tokens
 
 running = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 300)), max_size=8)
 
@@ -95,3 +95,13 @@ def test_stock_rule_charges_a_newcomer_in_full_and_the_running_by_ratio() -> Non
     left = 1000 - 0.1 * (500 + 4096)
     assert not ledger.admits(100, int(left))
     assert ledger.admits(100, int(left) - 102)
+
+
+@given(running, st.integers(1, 400), st.integers(1, 400), st.integers(1, 4000))
+def test_what_is_admitted_in_full_is_admitted_by_the_forecast(
+    pairs: list[tuple[int, int]], prefill: int, remaining: int, capacity: int
+) -> None:
+    held, left = (np.array([pair[i] for pair in pairs], np.int64) for i in (0, 1))
+    full = FullLedger(held, left, 0, capacity, 0).admits(prefill, remaining)
+    forecast = ForecastLedger(held, left, 0, capacity, 0).admits(prefill, remaining)
+    assert forecast or not full

@@ -84,6 +84,12 @@ def victim_order(
     return positions[order]
 
 
+def latest_first(seq: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Who came last leaves first, whatever it costs; int[k]. `seq`, `allowed` as in `victim_order`."""
+    positions = np.flatnonzero(allowed)
+    return positions[np.argsort(-seq[positions])]
+
+
 def victims(order: np.ndarray, freed: np.ndarray, need_tokens: int) -> np.ndarray:
     """The fewest first ones of `order` that together free `need_tokens`; all of them if that is not enough.
 

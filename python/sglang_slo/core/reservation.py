@@ -105,6 +105,33 @@ class ForecastLedger:
         return True
 
 
+class FullLedger:
+    """Keeps for each request all that it holds and may still write, until it ends: no reuse (CacheOPT without C2)."""
+
+    def __init__(
+        self,
+        held: np.ndarray,
+        remaining: np.ndarray,
+        shared_tokens: int,
+        capacity_tokens: int,
+        reserve_tokens: int,
+    ) -> None:
+        self.peak = shared_tokens + int((held + remaining).sum())
+        self._empty = len(held) == 0
+        self._most_alone = capacity_tokens - shared_tokens
+        self._limit = capacity_tokens - reserve_tokens
+
+    def admits(self, prefill_tokens: int, remaining_tokens: int) -> bool:
+        """See Ledger. A request that would be alone enters whenever its prompt fits, whatever its bound says."""
+        need = prefill_tokens + remaining_tokens
+        alone = self._empty and prefill_tokens + 1 <= self._most_alone
+        if not alone and self.peak + need > self._limit:
+            return False
+        self.peak += need
+        self._empty = False
+        return True
+
+
 # SGLang 0.5.17, schedule_policy.py: admission clips what a request may still write to this many tokens
 CLIP_MAX_NEW_TOKENS = 4096
 

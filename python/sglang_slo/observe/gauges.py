@@ -33,6 +33,10 @@ class Gauges:
     chunk_tokens: int = 0  # prefill tokens of the planned iteration
     plan_s: float = 0.0  # time it took to plan
     kv: Mapping[str, float] = field(default_factory=dict)  # the ledger, tokens: free, evictable, held, ...
+    ways_out: Mapping[str, int] = field(default_factory=dict)  # preemptions so far, by where the KV went
+    swap: Mapping[str, float] = field(
+        default_factory=dict
+    )  # host pool, and the context from which it pays, tokens
     latency: Mapping[str, float] = field(default_factory=dict)  # latency model: parameters, drift
     headroom: Mapping[int, Headroom] = field(default_factory=dict)  # by bucket
 

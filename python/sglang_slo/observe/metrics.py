@@ -80,6 +80,11 @@ GAUGES = {
     "chunk_tokens": ("Prefill tokens of the planned iteration", ()),
     "plan_seconds": ("Time the last plan took", ()),
     "kv_tokens": ("Figures of the KV ledger", ("figure",)),
+    "ways_out": ("Preemptions so far, by where the KV went (stock: SGLang's retractions)", ("way",)),
+    "swap_tokens": (
+        "Host KV used and there; crossing: context from which swapping pays (+Inf: never)",
+        ("figure",),
+    ),
     "latency_model": ("Parameters and drift of the latency model", ("figure",)),
     "headroom_tokens_per_s": ("Prefill tokens a second to spare inside the bucket's limit", ("bucket",)),
     "headroom_kv_tokens": ("KV to spare for the bucket", ("bucket",)),
@@ -165,6 +170,8 @@ class Metrics:
             self._set(name, value)
         self._mapped("queue", "bucket", gauges.queued, gone=0.0)
         self._mapped("kv_tokens", "figure", gauges.kv)
+        self._mapped("ways_out", "way", gauges.ways_out)
+        self._mapped("swap_tokens", "figure", gauges.swap)
         self._mapped("latency_model", "figure", gauges.latency)
         spare = gauges.headroom.items()
         self._mapped("headroom_tokens_per_s", "bucket", {bucket: h.tokens_per_s for bucket, h in spare})

@@ -144,7 +144,10 @@ class Preemptor:
         )
         bucket = preemption.protection(table.bucket[rows], (spare >= 0) & ~table.late[rows])
         frees = np.fromiter((freed_tokens(req) for req in reqs), np.int64, len(rows))
-        order = preemption.victim_order(bucket, remaining, frees, table.seq[rows], allowed)
+        if self._scheduler.slo_config.victims == "latest":
+            order = preemption.latest_first(table.seq[rows], allowed)
+        else:
+            order = preemption.victim_order(bucket, remaining, frees, table.seq[rows], allowed)
         if len(order) == len(rows):
             order = order[:-1]
         need = preemption.growth_tokens(remaining, RELIEF_ITERATIONS) - free
@@ -304,6 +307,21 @@ class Preemptor:
         self._set_deadline(req)
 
     # -- what a swap costs
+
+    def swap_figures(self) -> dict[str, float]:
+        """Host KV used and there, and the context from which swapping is cheaper than computing again; tokens.
+
+        Empty where nothing can be swapped; the crossing is inf where swapping never pays.
+        """
+        if self.line is None:
+            return {}
+        pool, crossing = self.line.pool, preemption.crossing_tokens(self._scheduler.slo_model)
+        return {
+            "host_used": pool.used_tokens,
+            "host_capacity": pool.capacity_tokens,
+            "crossing": crossing,
+            "failed_copies": self.line.failed,
+        }
 
     def measured(self) -> tuple[float, float] | None:
         """(overhead s, bytes per s) of transfers as this rank sees them, if there is news."""

@@ -25,7 +25,8 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
-from sglang_slo.core.reservation import ForecastLedger, LateLedger, Ledger, StockLedger
+from sglang_slo.core.reservation import ForecastLedger, FullLedger, LateLedger, Ledger, StockLedger
+from sglang_slo.core.reserve import Reserve
 from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.observe.observer import Observer
@@ -89,6 +90,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_book = RequestBook(self.slo_config.max_preemptions)
         self.slo_planner = Planner(self.slo_config)
         self.slo_preempt = Preemptor(self, self.make_host_pool())
+        config, capacity = self.slo_config, self.max_total_num_tokens
+        self.slo_reserve = Reserve(capacity, config.reserve_floor, config.reserve_ceiling)
         self.slo_tick = Tick(clock.now(), confidence=self.slo_config.confidence_high)
         self.slo_ended: list[tuple[int, float]] = []
         self.slo_plan: IterationPlan | None = None
@@ -347,6 +350,8 @@ class SloScheduler(stock.Scheduler):
         if self.forward_ct >= self._bound_next and len(decoding):
             self._bound_next = self.forward_ct + BOUND_EVERY
             table.bound_lengths(decoding, self.slo_tick.confidence)
+            held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
+            self.slo_reserve.look(self.forward_ct, table.seq[decoding], held, left)
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         may_split = running_batch.is_empty() or batches.can_split(running_batch)
         return View(
@@ -392,9 +397,10 @@ class SloScheduler(stock.Scheduler):
         if next_back:
             rows = np.append(rows, self.slo_preempt.next_back_rows())
         shared = max(capacity - free - now, 0)
-        reserve = int(self.slo_config.reserve_floor * capacity)
+        reserve = self.slo_reserve.tokens
         held, remaining = table.held_tokens(rows), table.bounded_tokens(rows)
-        return ForecastLedger(held, remaining, shared, capacity, reserve)
+        kind = FullLedger if self.slo_config.kv == "full" else ForecastLedger
+        return kind(held, remaining, shared, capacity, reserve)
 
     def _fall_back(self, error: Exception) -> None:
         self.slo_plan = None

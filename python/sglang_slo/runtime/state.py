@@ -40,6 +40,8 @@ def gauges(scheduler: SloScheduler) -> Gauges:
         chunk_tokens=sum(tokens for _, tokens in plan.prefill) if plan else 0,
         plan_s=scheduler.slo_plan_s,
         kv=kv,
+        ways_out=dict(scheduler.slo_preempt.counts),
+        swap=scheduler.slo_preempt.swap_figures(),
         latency=scheduler.slo_fit.metrics(),
         headroom=headroom(scheduler, decoding, kv, set(queued)),
     )
@@ -62,14 +64,14 @@ def kv_tokens(scheduler: SloScheduler, decoding: np.ndarray) -> dict[str, float]
     ledger = scheduler._ledger(decoding, free + evictable)
     held = capacity - free - evictable
     peak = getattr(ledger, "peak", held)
-    reserve = int(scheduler.slo_config.reserve_floor * capacity)
     return {
         "capacity": capacity,
         "free": free,
         "evictable": evictable,
         "held": held,
         "forecast_peak": peak,
-        "reserve": reserve,
+        "reserve": scheduler.slo_reserve.tokens,
+        "pinned": scheduler.slo_pins.tokens,
     }
 
 

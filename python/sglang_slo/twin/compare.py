@@ -35,7 +35,10 @@ PARTS = {
     "length mean": ("--slo-length", "mean"),
     "length none": ("--slo-length", "none"),
     "bound hoeffding": ("--slo-bound", "hoeffding"),
+    "kv full": ("--slo-kv", "full"),
     "kv stock": ("--slo-kv", "stock"),
+    "reserve fixed": ("--slo-reserve-ceiling", "0.01"),
+    "victims latest": ("--slo-victims", "latest"),
     "preempt recompute": ("--slo-preempt", "recompute"),
     "preempt stock": ("--slo-preempt", "stock"),
 }

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from sglang_slo.twin import workload
+from sglang_slo.twin.predictors import PREDICTORS
 from sglang_slo.twin.runs import Spec
 
 
@@ -25,6 +26,11 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load", type=float, default=1.0, help="multiplies every arrival rate (default: 1)")
     parser.add_argument("--seed", type=int, help="in the place of the workload's own")
     parser.add_argument("--max-requests", type=int, help="in the place of the workload's own")
+    parser.add_argument(
+        "--predictor",
+        choices=PREDICTORS,
+        help="of output lengths, in the place of the workload's own; shifted: the model in --slo-model-dir, as it is",
+    )
     parser.add_argument("--jobs", type=int, help="processes (default: one per core that has memory for it)")
     parser.add_argument("--json", action="store_true", help="one line of JSON per run instead of the table")
     parser.add_argument("--no-cache", action="store_true", help="run again what was run before")
@@ -40,6 +46,7 @@ def spec(args: argparse.Namespace, scheduler: str, argv: list[str], name: str = 
         seed=args.seed,
         max_requests=args.max_requests,
         data=str(args.data) if args.data else None,
+        predictor=args.predictor,
         name=name,
     )
 

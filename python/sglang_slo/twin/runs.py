@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -51,17 +51,19 @@ class Spec:
     seed: int | None = None
     max_requests: int | None = None
     data: str | None = None
+    predictor: str | None = None  # in the place of the workload's
     name: str = ""
 
     def requests(self) -> Workload:
         """The workload's requests. Raises WorkloadError."""
-        return load_workload(
+        workload = load_workload(
             self.workload,
             load=self.load,
             data=Path(self.data) if self.data else None,
             seed=self.seed,
             max_requests=self.max_requests,
         )
+        return replace(workload, predictor=self.predictor) if self.predictor else workload
 
     @property
     def title(self) -> str:
@@ -168,6 +170,7 @@ def key(spec: Spec) -> str:
         workload.noise_sigma,
         workload.declared_max_new_tokens,
         workload.name,
+        workload.predictor if spec.scheduler == "slo" else None,
         spec.scheduler,
         spec.argv,
         version("sglang"),

@@ -21,9 +21,10 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.runtime.lengths import ArrivingLengths, length_folder
+from sglang_slo.twin import predictors
 from sglang_slo.twin.feeder import Feeder
 from sglang_slo.twin.host_pool import VirtualHostPool
-from sglang_slo.twin.recorder import Recorder
+from sglang_slo.twin.recorder import Recorder, request_id
 from sglang_slo.twin.worker import TwinWorker
 from sglang_slo.twin.workload import Workload
 
@@ -76,10 +77,17 @@ class _Virtual:
         self.tp_worker.recorder = self.twin_recorder
 
     def make_lengths(self: Any) -> Any:
-        """Asked for by `SloScheduler`: a predictor that learns at once, from this run and `--slo-model-dir`."""
-        config = self.slo_config
+        """Asked for by `SloScheduler`: a predictor that learns at once, from this run and `--slo-model-dir`.
+
+        Or the one that the workload names, to which alone its true lengths may be told.
+        """
+        config, workload = self.slo_config, self.twin_workload
         folder = length_folder(config, "", None) if config.model_dir else None
-        service = LengthService(config, "inline", folder, seed=self.twin_workload.seed)
+        if workload.predictor is None:
+            service: Any = LengthService(config, "inline", folder, seed=workload.seed)
+        else:
+            hidden = {request_id(i): int(n) for i, n in enumerate(workload.output_tokens)}
+            service = predictors.make(workload.predictor, config, hidden, workload.seed, shifted_model=folder)
         return ArrivingLengths(service, config.confidence_low, config.confidence_high)
 
     def make_host_pool(self: Any) -> VirtualHostPool | None:

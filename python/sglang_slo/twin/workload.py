@@ -21,6 +21,7 @@ from sglang_slo.config import ConfigError, read_classes
 from sglang_slo.core.latency import LatencyModel, ProfileError
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin.draws import generate
+from sglang_slo.twin.predictors import PREDICTORS
 from sglang_slo.twin.profiles import DATA, load_profile
 from sglang_slo.twin.streams import BLOCK_TOKENS, Stream, WorkloadError, merged, number, resolve
 from sglang_slo.twin.traces import read_trace
@@ -36,6 +37,7 @@ _FIELDS = {
     "classes",
     "streams",
     "noise_sigma",
+    "predictor",
 }
 _STREAM_FIELDS = {
     "class",
@@ -67,6 +69,7 @@ class Workload:
     blocks: list[tuple[int, ...] | None]
     declared_max_new_tokens: int | None  # None: clients send the true length
     noise_sigma: float = 0.0  # of the lognormal factor on every iteration's time
+    predictor: str | None = None  # of output lengths (`predictors.PREDICTORS`); None: as --slo-length says
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -126,7 +129,15 @@ def load_workload(
         blocks=rows.blocks or [],
         declared_max_new_tokens=_declared(raw, path),
         noise_sigma=number(raw, "noise_sigma", path, default=0.0),
+        predictor=chosen_predictor(raw["predictor"], f"{path}: predictor") if "predictor" in raw else None,
     )
+
+
+def chosen_predictor(name: Any, where: str) -> str:
+    """One of PREDICTORS. Raises WorkloadError naming `where`."""
+    if name not in PREDICTORS:
+        raise WorkloadError(f"{where}: need one of {', '.join(PREDICTORS)}, got {name!r}")
+    return str(name)
 
 
 def _extent(raw: dict[str, Any], path: Path, max_requests: int | None) -> tuple[int | None, float]:
