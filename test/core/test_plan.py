@@ -281,6 +281,15 @@ def test_a_nonsense_model_keeps_nobody_waiting_for_ever(running: int) -> None:
     assert row in device.first
 
 
+def test_a_history_that_leaves_no_time_holds_no_cut_request_up_for_ever() -> None:
+    # reading 200 tokens of KV already takes the 50 ms that a budget has here
+    device = Device(model=LatencyModel(Coefficients(8e-3, 11e-3, 2e-4, 2.5e-7, 1e-2, 1.6e-4)))
+    long = device.arrive(Slo(), 1000)
+    for _ in range(50):
+        device.step()
+    assert long in device.first
+
+
 def test_without_request_slots_the_cut_request_goes_on() -> None:
     device = Device()
     loose = device.arrive(BATCH, 30_000)

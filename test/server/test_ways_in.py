@@ -13,6 +13,7 @@ import pytest
 from conftest import Server, running
 from sglang_slo.config import ENV, SloConfig
 from sglang_slo.core.slo import SloClass
+from sglang_slo.runtime import plan_log
 from sglang_slo.runtime.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
@@ -39,12 +40,18 @@ def load(server: Server, requests: int = 100) -> list[str]:
 
 @pytest.mark.parametrize("flags", [["--tp", "2"], ["--dp", "2"]], ids=["tp 2", "dp 2"])
 def test_ranks_and_replicas_serve_a_load(flags: list[str], slo_yaml: Path, tmp_path: Path) -> None:
-    with running(tmp_path, *flags, "--slo-config", str(slo_yaml)) as server:
+    env = {plan_log.ENV: str(tmp_path)}
+    with running(tmp_path, *flags, "--slo-config", str(slo_yaml), env=env) as server:
         assert len(load(server)) == 100
         replicas = server.status()["replicas"]
         assert len(replicas) == (2 if "--dp" in flags else 1)
         assert all(r["policy"] == "slo" and r["fallbacks"]["count"] == 0 for r in replicas)
         assert sum(r["totals"]["finished"] for r in replicas) >= 100
+    if "--tp" in flags:
+        one, two = ((tmp_path / f"rank-{rank}.log").read_text().splitlines() for rank in (0, 1))
+        both = min(len(one), len(two))  # stopped between two lines
+        assert sum("prefill= " not in line for line in one[:both]) > 10
+        assert one[:both] == two[:both]
 
 
 def test_switched_off_it_is_stock(tmp_path: Path) -> None:

@@ -84,19 +84,14 @@ class Planner:
         needs = view.table.prefill_tokens(view.waiting)
         budget = self._budget(view, decodes, int(needs.sum()))
         fits = budget.tokens(view.model)
-        if fits == 0 and (decodes is None or view.base_s - self._prefilled_s > PATIENCE_S):
-            budget = self._least_budget(view, budget)
-            fits = budget.tokens(view.model)
         ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fits))
-        filling = Filling(view, budget, self.config.chunk == "fixed")
         line, turns = self._line(view, budget, ranking, fits)
         if view.request_slots <= 0:  # only the one that has its place already can go on
             line = line[line == view.chunked]
-        for place in range(len(line)):
-            got_in = filling.add(int(line[place]))
-            # a lost request whose turn has come is not overtaken: what ends now makes room for it
-            if filling.full or (place < turns and not got_in):
-                break
+        filling = self._filled(view, budget, line, turns)
+        if filling.out_of_time and (decodes is None or view.base_s - self._prefilled_s > PATIENCE_S):
+            budget = self._least_budget(view, budget)
+            filling = self._filled(view, budget, line, turns)
         self._account_lost(ranking, filling)
         if filling.prefill:
             self._prefilled_s = view.base_s
@@ -141,10 +136,21 @@ class Planner:
         self._prefilled_s = base_s
         self.lost.earn(0, waiting=False)
 
+    def _filled(self, view: View, budget: Budget, line: np.ndarray, turns: int) -> Filling:
+        """What of `line` (int[n], the first `turns` of it lost ones whose turn has come) fits into the iteration."""
+        filling = Filling(view, budget, self.config.chunk == "fixed")
+        for place in range(len(line)):
+            got_in = filling.add(int(line[place]))
+            # a lost request whose turn has come is not overtaken: what ends now makes room for it
+            if filling.full or (place < turns and not got_in):
+                break
+        return filling
+
     def _least_budget(self, view: View, budget: Budget) -> Budget:
         """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.
 
-        Without decodes at once, beside them after `PATIENCE_S`: nothing may keep the queue waiting for ever.
+        Without decodes at once, beside them after `PATIENCE_S`, behind however long a history: nothing may keep the
+        queue waiting for ever.
         """
         history = int(view.table.history_tokens[view.waiting].max())
         least_s = view.model.safe_iteration_s(budget.base.with_chunk(history, PATIENCE_TOKENS))
@@ -278,6 +284,7 @@ class Filling:
         # every decode may need a token of KV in this iteration
         self._free = view.free_tokens - len(view.decoding)
         self.refused: list[int] = []
+        self.out_of_time = False  # the first one had no time for a single token
         self._decoding: DecodeLoad | None = None  # summed up when the first one asks to enter
 
     def add(self, row: int) -> bool:
@@ -291,6 +298,7 @@ class Filling:
         tokens = min(need, self._fits(history))
         if tokens <= 0 or (tokens < min(need, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
+            self.out_of_time = not self.prefill
             return False
         newcomer = row != view.chunked
         # what is pinned for it, or held by others, is out of the pool already

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sglang_slo.core.lengths import QUANTILES, Floats
 
 WINDOW, MAX_CLASSES, MAX_CALLERS = 256, 64, 4096
-MIN_COUNT = 20  # lengths before quantiles are believed
+MIN_COUNT = 8  # lengths before quantiles are believed
 DECAY = 0.2  # weight of the newest length in a caller's running mean
 REFRESH = 8  # quantiles are worked out anew after so many lengths
 
@@ -86,6 +86,11 @@ class History:
     def global_quantiles(self) -> Floats | None:
         """Log quantiles [Q] of everybody, None before `MIN_COUNT` lengths."""
         return self._classes[EVERYBODY].quantiles
+
+    @property
+    def doublings(self) -> int:
+        """How often the number of lengths known has doubled since quantiles were first believed; 0 before."""
+        return (self._classes[EVERYBODY].count // MIN_COUNT).bit_length()
 
     def mean_log_tokens(self) -> float | None:
         """Log of the mean length lately, None before `MIN_COUNT` lengths."""

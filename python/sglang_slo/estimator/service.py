@@ -18,7 +18,7 @@ from sglang_slo.core.calibration import Calibration
 from sglang_slo.core.lengths import MEDIAN, QUANTILES, Floats, declared_only
 from sglang_slo.estimator import store
 from sglang_slo.estimator.fallback import History
-from sglang_slo.estimator.features import ArrivalFeatures, Rows, encode
+from sglang_slo.estimator.features import ArrivalFeatures, Rows, encode, rows_of
 from sglang_slo.estimator.reservoir import Reservoir, load_snapshot
 from sglang_slo.estimator.store import Saved, StoreError
 from sglang_slo.estimator.stream import Vocabulary
@@ -100,6 +100,21 @@ class LengthService:
             self._failed("errors", error)
             self.predicted[DECLARED] += len(requests)
             return declared_only(np.array([r.declared_max for r in requests]))
+
+    def again(self, requests: Sequence[ArrivalFeatures]) -> Floats:
+        """`predict` by what is known now, for requests that it was asked about before."""
+        try:
+            if self._saved is not None and self.config.length == "xgboost":
+                return self._from_model(requests, rows_of(requests), self._saved)
+            return self._without_model(requests)
+        except Exception as error:
+            self._failed("errors", error)
+            return declared_only(np.array([r.declared_max for r in requests]))
+
+    @property
+    def knowledge(self) -> tuple[int, int]:
+        """Changes with every new model, and before the first one with every doubling of what has finished."""
+        return self._source, 0 if self._saved is not None else self.history.doublings
 
     def finished(self, request: ArrivalFeatures, output_tokens: int) -> None:
         """Learn from a request that came to its end by itself or at its maximum; not from an aborted one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from sglang_slo.estimator.features import ArrivalFeatures
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.estimator.stream import Vocabulary
 
+MOST_REVISED = 512  # live requests predicted anew at once: a few milliseconds
+
 
 class ArrivingLengths:
     """Between SGLang's requests and the `LengthService`. Never raises: the service answers with its next level."""
@@ -27,6 +30,7 @@ class ArrivingLengths:
         self.service = service
         self._low, self._high = low, high
         self._known: dict[str, ArrivalFeatures] = {}  # requests in the queue or running
+        self._knowledge = service.knowledge
         self._load = LoadMeter()
         self._finished = 0
 
@@ -38,6 +42,15 @@ class ArrivingLengths:
         quantiles = self.service.predict(features).tolist()
         for f in features:
             self._known[f.rid] = f
+        return {f.rid: q for f, q in zip(features, quantiles, strict=True)}
+
+    def revised(self) -> dict[str, list[float]]:
+        """Live requests predicted anew, the oldest first, when much more is known than at the last look; else empty."""
+        knowledge, self._knowledge = self._knowledge, self.service.knowledge
+        if self._knowledge == knowledge or not self._known:
+            return {}
+        features = list(itertools.islice(self._known.values(), MOST_REVISED))
+        quantiles = self.service.again(features).tolist()
         return {f.rid: q for f, q in zip(features, quantiles, strict=True)}
 
     def confidence(self, now_s: float, arrived: int, waiting: int) -> float:

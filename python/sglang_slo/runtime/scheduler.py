@@ -38,6 +38,7 @@ from sglang_slo.runtime.lengths import ArrivingLengths, length_folder, vocabular
 from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.online_fit import OnlineFit
 from sglang_slo.runtime.pins import Pins
+from sglang_slo.runtime.plan_log import PlanLog
 from sglang_slo.runtime.preempt import Preemptor
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
@@ -110,6 +111,7 @@ class SloScheduler(stock.Scheduler):
         self.slo_pins = Pins(self.tree_cache, self.slo_book.table, most_pinned, self._look_up_prefix)
         self.slo_book.closing = self.slo_pins.release
         self._gauges = partial(gauges, self)
+        self._plan_log = PlanLog(self.ps.tp_rank)
         self.slo_on = True
 
     def make_lengths(self) -> ArrivingLengths:
@@ -146,16 +148,23 @@ class SloScheduler(stock.Scheduler):
             return Tick(clock.now())
         now = clock.now()
         ended, self.slo_ended = self.slo_ended, []
-        lengths, quantiles = self.slo_lengths, {}
+        lengths, quantiles, revised = self.slo_lengths, {}, {}
         confidence = self.slo_tick.confidence
         if lengths is not None and (requests or self.forward_ct % LENGTHS_EVERY == 0):
             try:
                 quantiles = lengths.predict(requests)
                 confidence = lengths.confidence(now, len(quantiles), len(self.waiting_queue))
+                revised = lengths.revised()
             except Exception as error:
                 self._failed("lengths", error)
         return Tick(
-            now, ended, self.slo_fit.maybe_refit(), quantiles, confidence, self.slo_preempt.measured()
+            now,
+            ended,
+            self.slo_fit.maybe_refit(),
+            quantiles | revised,
+            bool(revised),
+            confidence,
+            self.slo_preempt.measured(),
         )
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
@@ -180,6 +189,10 @@ class SloScheduler(stock.Scheduler):
             launch = self.slo_book.ended(iteration, end_s)
             if launch is not None:
                 self.slo_fit.add(launch)
+        if tick.revised:
+            for row, req in self.slo_book.reqs.items():
+                if req.rid in tick.log_quantiles:
+                    self.slo_book.predicted(row, tick.log_quantiles[req.rid], tick.confidence)
         if tick.model is not None or tick.swap is not None:
             self.slo_model = self.slo_preempt.priced(tick.model or self.slo_model, tick.swap)
 
@@ -238,6 +251,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_plan = None
         step = super().get_next_batch_to_run(running_batch, last_batch)
         self.slo_preempt.settle()
+        if self.slo_plan is not None:
+            self._plan_log.add(self.forward_ct, self.slo_tick.now_s, self.slo_plan)
         if self.slo_split is not None:
             step = NextBatchPlan(batch_to_run=self.slo_split, running_batch=step.running_batch)
         if self.forward_ct % SWEEP_EVERY == 0:

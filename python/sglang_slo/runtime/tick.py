@@ -23,7 +23,9 @@ class Tick:
     now_s: float
     ended: list[tuple[int, float]] = field(default_factory=list)  # (iteration, when its results were out)
     model: LatencyModel | None = None  # a refitted latency model, when there is one
-    log_quantiles: dict[str, list[float]] = field(default_factory=dict)  # request id -> predicted length
+    # request id -> predicted length, of those that arrive, and of live ones about which more is known now
+    log_quantiles: dict[str, list[float]] = field(default_factory=dict)
+    revised: bool = False  # whether there are live ones among them
     confidence: float = 0.9  # of length bounds, at the present load
     swap: tuple[float, float] | None = None  # (overhead s, bytes per s) of swap transfers, newly measured
 

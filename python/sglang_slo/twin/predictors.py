@@ -28,6 +28,9 @@ class Predictor(Protocol):
 
     def predict(self, requests: Sequence[ArrivalFeatures]) -> Floats: ...
     def finished(self, request: ArrivalFeatures, output_tokens: int) -> None: ...
+    def again(self, requests: Sequence[ArrivalFeatures]) -> Floats: ...
+    @property
+    def knowledge(self) -> tuple[int, int]: ...
     def poll(self, now_s: float) -> None: ...
     def close(self) -> None: ...
     @property
@@ -55,6 +58,15 @@ class Knowing:
 
     def finished(self, request: ArrivalFeatures, output_tokens: int) -> None:
         """Nothing to learn."""
+
+    def again(self, requests: Sequence[ArrivalFeatures]) -> Floats:
+        """As before: there is nothing to learn."""
+        return self.predict(requests)
+
+    @property
+    def knowledge(self) -> tuple[int, int]:
+        """Never changes."""
+        return 0, 0
 
     def poll(self, now_s: float) -> None:
         """Nothing to do."""

@@ -1,0 +1,75 @@
+"""Whatever is scheduled when, and whatever becomes of its KV, the words are stock SGLang's."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Server, running
+from sglang_slo.runtime.demo_model import demo_model_path
+
+pytestmark = pytest.mark.server
+
+REQUESTS = 200
+STOCK = ["--model-path", str(demo_model_path()), "--device", "cpu"]
+STOCK += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
+FLOAT32 = ["--dtype", "float32"]
+# a pool and chunks so small that prompts are cut and set aside half-way
+SMALL = ["--max-total-tokens", "6000", "--chunked-prefill-size", "256"]
+# SGLang's admission with next to no reserve: too many get in, and KV runs short
+BOLD = ["--max-total-tokens", "3000", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"]
+BOLD += ["--slo-length", "none", "--slo-max-preemptions", "50", "--slo-host-kv-gb", "0.01"]
+RUNS = {
+    "parked": SMALL,
+    "parked, no overlap": [*SMALL, "--disable-overlap-schedule"],
+    "swap": [*BOLD, "--slo-preempt", "swap"],
+    "keep, no overlap": [*BOLD, "--slo-preempt", "keep", "--disable-overlap-schedule"],
+    "recompute, two ranks": [*BOLD, "--slo-preempt", "recompute", "--tp-size", "2"],
+    "swap, two ranks, no overlap": [
+        *[*BOLD, "--slo-preempt", "swap", "--tp-size", "2", "--disable-overlap-schedule"]
+    ],
+}
+
+
+def _prompt(i: int) -> str:
+    words = 300 if i % 10 == 0 else 3 + i % 40
+    return f"{i} " + " ".join(f"w{(i * 7 + j) % 97}" for j in range(words))
+
+
+def _answers(server: Server, limits: bool) -> list[str]:
+    def ask(i: int) -> str:
+        slo: dict[str, Any] = {}
+        if limits and i % 3:
+            slo = {"slo": {"ttft_ms": 200 if i % 3 == 1 else 60_000, "tbt_ms": 2000}}
+        params = {"ignore_eos": True}
+        return str(server.generate(_prompt(i), 8 + i % 57, params=params, **slo)["text"])
+
+    with concurrent.futures.ThreadPoolExecutor(48) as pool:
+        return list(pool.map(ask, range(REQUESTS)))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Stock SGLang's answers, with room for everyone."""
+    folder = tmp_path_factory.mktemp("stock")
+    with running(folder, *STOCK, *FLOAT32, python=("-m", "sglang.launch_server")) as stock:
+        return _answers(stock, limits=False)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_200_greedy_answers_are_stocks(name: str, expected: list[str], tmp_path: Path) -> None:
+    with running(tmp_path, *FLOAT32, *RUNS[name]) as ours:
+        got = _answers(ours, limits=True)
+        ours.settle()
+        replica = ours.status()["replicas"][0]
+        log = ours.log.read_text()
+    taken = replica["totals"]["parked"] if name.startswith("parked") else replica["now"]["ways_out"]
+    way = name.split(",")[0]
+    assert taken > 0 if way == "parked" else taken[way] > 0, "the path was not taken: this run shows nothing"
+    assert [i for i, (a, b) in enumerate(zip(expected, got, strict=True)) if a != b] == []
+    assert replica["fallbacks"]["count"] == 0 and replica["observer_errors"] == 0, log[-3000:]
+    kv = replica["now"]["kv"]
+    assert kv["free"] + kv["evictable"] == kv["capacity"]  # nothing stays held
