@@ -64,6 +64,7 @@ class Setup:
     jobs: int | None
     data: str | None
     plots: Path
+    grid: str = "usual"  # extent of the stock grid
 
     def spec(self, scene: Scene, load: float, seed: int) -> Spec:
         """Stock defaults on a scene."""
@@ -121,7 +122,7 @@ def attainment(scene: Scene, setup: Setup) -> str:
 def capacities(scene: Scene, setup: Setup) -> str:
     """Capacity at 90 %, on the first seed, of ours, of stock defaults and of stock's best setting."""
     base = setup.spec(scene, scene.main_load, setup.seeds[0])
-    grid = best_stock(base, setup.jobs)
+    grid = best_stock(base, setup.jobs, setup.grid)
     best = max(grid, key=lambda r: (r.attainment, r.goodput_rps))
     argv = tuple(best.settings["argv"])
     rows = []
@@ -168,7 +169,7 @@ PIECES: dict[str, Callable[[Scene, Setup], str]] = {
 
 def _contenders(scene: Scene, load: float, setup: Setup) -> tuple[dict[str, list[RunResult]], str]:
     """Results per seed of ours, best stock and stock defaults, and the best setting's name."""
-    grid = best_stock(setup.spec(scene, load, setup.seeds[0]), setup.jobs)
+    grid = best_stock(setup.spec(scene, load, setup.seeds[0]), setup.jobs, setup.grid)
     best = max(grid, key=lambda r: (r.attainment, r.goodput_rps))
     kinds = (
         (OURS, "slo", ()),

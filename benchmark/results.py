@@ -50,6 +50,7 @@ def keep(scene: Scene, piece: str, setup: Setup, text: str, folder: Path) -> Pat
         "sglang": version("sglang"),
         "seeds": list(setup.seeds),
         "max_requests": scene.max_requests,
+        "grid": setup.grid,
         "text": text,
     }
     path = folder / "results" / f"{scene.workload}-{piece}.json"
@@ -73,7 +74,10 @@ def page(folder: Path) -> str:
             seeds = ", ".join(str(s) for s in made["seeds"])
             size = f", first {made['max_requests']} requests" if made["max_requests"] else ""
             text.append(f"### {HEADINGS[piece]}\n")
-            text.append(f"{made['date']}, SGLang {made['sglang']}, seeds {seeds}{size}.\n\n{made['text']}\n")
+            quick = ", quick grid of stock settings" if made.get("grid") == "quick" else ""
+            text.append(
+                f"{made['date']}, SGLang {made['sglang']}, seeds {seeds}{size}{quick}.\n\n{made['text']}\n"
+            )
     return "\n".join(text)
 
 
@@ -87,6 +91,11 @@ def chosen(args: argparse.Namespace) -> tuple[list[Scene], list[str]]:
         if wrong:
             raise ValueError(f"{flag}: need some of {', '.join(those)}, got {wrong[0]!r}")
     scenes = [replace(known[name], max_requests=args.max_requests) for name in names]
+    if args.loads:
+        loads = tuple(float(x) for x in args.loads.split(","))
+        scenes = [
+            replace(s, loads=loads, main_load=min(loads, key=lambda x: abs(x - s.main_load))) for s in scenes
+        ]
     return scenes, pieces
 
 
@@ -96,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         scenes, pieces = chosen(args)
         seeds = tuple(int(s) for s in args.seeds.split(","))
-        setup = Setup(seeds, args.jobs, args.data, args.folder / "plots")
+        grid = "quick" if args.quick_grid else "usual"
+        setup = Setup(seeds, args.jobs, args.data, args.folder / "plots", grid)
         for scene in scenes if not args.page_only else ():
             for piece in pieces:
                 print(f"{scene.workload}: {piece}", file=sys.stderr, flush=True)
@@ -118,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default=SEEDS, help="by comma (default: %(default)s)")
     parser.add_argument(
         "--max-requests", type=int, help="for a quick look: fewer requests than the workload's"
+    )
+    parser.add_argument("--loads", help="by comma (default: the workload's own)")
+    parser.add_argument(
+        "--quick-grid", action="store_true", help="a dozen settings of stock, see `twin compare`"
     )
     parser.add_argument("--data", default=os.environ.get("SGLANG_SLO_DATA"), help="folder with the traces")
     parser.add_argument("--jobs", type=int, help="processes (default: one per core that has memory for it)")

@@ -88,6 +88,11 @@ class SloConfig:
     idle_cap_ms: float = _setting(200.0, "longest iteration while nobody decodes, ms", low=1)
     confidence_high: float = _setting(0.9, "confidence of length bounds on an idle server", low=0)
     confidence_low: float = _setting(0.6, "confidence of length bounds at and above capacity", low=0)
+    lookahead_tokens: int = _setting(
+        100,
+        "output per request that KV admission looks ahead, tokens; what comes later is left to preemption",
+        low=1,
+    )
     reserve_floor: float = _setting(0.01, "least share of KV kept in reserve", low=0)
     reserve_ceiling: float = _setting(
         0.1, "largest share of KV kept in reserve; between the two it follows the forecast's error", low=0

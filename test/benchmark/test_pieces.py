@@ -18,7 +18,7 @@ SCENE = pieces.Scene("mix", (0.5, 1.0), 1.0, "title")
 
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pieces.Setup:
-    def best(base: Spec, jobs: int | None) -> list[RunResult]:
+    def best(base: Spec, jobs: int | None, *_: object) -> list[RunResult]:
         results = [make_result("stock fcfs 512", 3), make_result("stock lpm 256", 5)]
         for result in results:
             result.settings = {"argv": result.scheduler.split()[1:]}

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_slo.core.reservation import ForecastLedger, FullLedger, StockLedger, peak_tokens
+from sglang_slo.core.reservation import ForecastLedger, FullLedger, GuardedLedger, StockLedger, peak_tokens
 
 running = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 300)), max_size=8)
 
@@ -105,3 +105,13 @@ def test_what_is_admitted_in_full_is_admitted_by_the_forecast(
     full = FullLedger(held, left, 0, capacity, 0).admits(prefill, remaining)
     forecast = ForecastLedger(held, left, 0, capacity, 0).admits(prefill, remaining)
     assert forecast or not full
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 50), st.integers(0, 400)), max_size=12))
+def test_all_who_have_to_stay_fit_to_their_end(comers: list[tuple[int, int, int]]) -> None:
+    ledger = GuardedLedger(_ledger([], 1000), _ledger([], 1000), 0)
+    staying = [
+        (prefill, final) for prefill, left, final in comers if ledger.admits(prefill, left, final) and final
+    ]
+    alone = len(staying) == 1  # who is alone enters whenever its prompt fits
+    assert alone or _walk(staying) <= 1000

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import requests
 
+from sglang_slo.estimator import data
+
 pytestmark = pytest.mark.server
 
 PARAMS = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
@@ -170,3 +172,5 @@ def test_log_has_a_row_for_each_finished_request_and_no_prompt(url: str, log: Pa
         {"features", "output_tokens", "prompt_tokens", "class", "attained"} <= row.keys() for row in rows
     )
     assert "private" not in log.read_text()
+    assert rows[-1]["features"]["declared_max"] > 0
+    assert len(data.read(log).lengths_tokens) == finished  # a length model can be trained from it

@@ -331,7 +331,7 @@ class Filling:
         limit_s = float(table.tbt_s[row])
         if not self._decoding.admits(limit_s, context):
             return False
-        if not self._view.ledger.admits(charge, int(table.bounded_tokens(np.array([row]))[0])):
+        if not self._view.ledger.admits(charge, *table.charges(row)):
             return False
         self._decoding.add(limit_s, context)
         return True

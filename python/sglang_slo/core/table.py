@@ -70,13 +70,16 @@ class RequestTable:
     preemptions: np.ndarray
     mixable: np.ndarray
 
-    def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14) -> None:
+    def __init__(
+        self, capacity: int = 1024, max_preemptions: int = 1 << 14, lookahead_tokens: int = 1 << 30
+    ) -> None:
         self._free = list(range(capacity))
         self._next_seq = 0
         self.capacity = capacity
         # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
         self.log_quantiles = np.zeros((capacity, len(QUANTILES)))
         self.max_preemptions = max_preemptions
+        self.lookahead_tokens = lookahead_tokens
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
 
@@ -131,13 +134,26 @@ class RequestTable:
         return self.context_tokens(rows) - self.shared_tokens[rows]
 
     def bounded_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """Output each row may still write, for the ledger; int[n].
+        """Output that the ledger keeps room for, of what each row may still write; int[n].
 
-        The predicted bound; the declared maximum for a row that was preempted as often as anyone may be.
+        The predicted bound, as far as `lookahead_tokens`: by then the row can spare a long gap, and whoever needs KV
+        that was not kept finds it by preemption.
         """
-        last = self.preemptions[rows] >= max(self.max_preemptions, 1)
+        return np.minimum(self.remaining_tokens[rows], self.lookahead_tokens)
+
+    def final(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows were preempted as often as anyone may be, and have to stay to their end; bool[n]."""
+        return self.preemptions[rows] >= max(self.max_preemptions, 1)
+
+    def final_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """What each row may still write by what was declared if it has to stay to its end, else 0; int[n]."""
         declared = self.declared_tokens[rows] - self.output_tokens[rows]
-        return np.where(last, declared, self.remaining_tokens[rows])
+        return np.where(self.final(rows), np.maximum(declared, 1), 0)
+
+    def charges(self, row: int) -> tuple[int, int]:
+        """`bounded_tokens` and `final_tokens` of one row, as a ledger wants them."""
+        rows = np.array([row])
+        return int(self.bounded_tokens(rows)[0]), int(self.final_tokens(rows)[0])
 
     def _grow(self) -> None:
         self._free = list(range(self.capacity, 2 * self.capacity))

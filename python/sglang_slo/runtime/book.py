@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req
 
+from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.ordering import deadline_order
 from sglang_slo.core.slo import Slo
@@ -54,8 +55,11 @@ class Seen(NamedTuple):
 class RequestBook:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
-    def __init__(self, max_preemptions: int) -> None:
-        self.table = RequestTable(max_preemptions=max_preemptions)
+    def __init__(self, config: SloConfig) -> None:
+        table = RequestTable(max_preemptions=config.max_preemptions)
+        if config.preempt != "stock" and config.max_preemptions > 0:
+            table.lookahead_tokens = config.lookahead_tokens
+        self.table = table
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
         self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back

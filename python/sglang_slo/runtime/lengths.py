@@ -60,6 +60,11 @@ class ArrivingLengths:
         self._load.count(now_s, arrived, finished)
         return confidence_from_load(self._load.load(waiting), self._low, self._high)
 
+    def for_log(self, rid: str) -> dict[str, Any]:
+        """What the request log keeps of a live request's features; empty if they are not known."""
+        features = self._known.get(rid)
+        return features.for_log() if features is not None else {}
+
     def ended(self, req: Req) -> None:
         """A request is gone; one that came to its own end is learnt from."""
         features = self._known.pop(req.rid, None)

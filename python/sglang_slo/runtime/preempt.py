@@ -282,7 +282,7 @@ class Preemptor:
         if batch.is_empty() and not arriving and s.chunked_req is None:
             return True  # alone
         ledger = s._ledger(s.slo_book.rows(batch.reqs), self.free_tokens(), next_back=False)
-        return ledger.admits(charge, int(table.bounded_tokens(np.array([row]))[0]))
+        return ledger.admits(charge, *table.charges(row))
 
     def _pick_up(self, reqs: list[Req]) -> None:
         """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""

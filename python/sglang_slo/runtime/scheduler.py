@@ -25,7 +25,14 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.plan import IterationPlan, Planner, View
-from sglang_slo.core.reservation import ForecastLedger, FullLedger, LateLedger, Ledger, StockLedger
+from sglang_slo.core.reservation import (
+    ForecastLedger,
+    FullLedger,
+    GuardedLedger,
+    LateLedger,
+    Ledger,
+    StockLedger,
+)
 from sglang_slo.core.reserve import Reserve
 from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.service import LengthService
@@ -88,7 +95,7 @@ class SloScheduler(stock.Scheduler):
             return
         self.slo_model = startup_model(self)
         self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap)
-        self.slo_book = RequestBook(self.slo_config.max_preemptions)
+        self.slo_book = RequestBook(self.slo_config)
         self.slo_planner = Planner(self.slo_config)
         self.slo_preempt = Preemptor(self, self.make_host_pool())
         config, capacity = self.slo_config, self.max_total_num_tokens
@@ -224,6 +231,8 @@ class SloScheduler(stock.Scheduler):
             req.slo_bound_tokens = float(table.remaining_tokens[row])
         if new and self.slo_reporter is not None:
             self.slo_reporter.opened(req, arrival_s, now)
+            if self.slo_config.request_log and self.slo_lengths is not None:
+                req.slo_features = self.slo_lengths.for_log(req.rid)
         self._look_up_prefix(req)
 
     def _look_up_prefix(self, req: Req) -> None:
@@ -414,8 +423,12 @@ class SloScheduler(stock.Scheduler):
         shared = max(capacity - free - now, 0)
         reserve = self.slo_reserve.tokens
         held, remaining = table.held_tokens(rows), table.bounded_tokens(rows)
-        kind = FullLedger if self.slo_config.kv == "full" else ForecastLedger
-        return kind(held, remaining, shared, capacity, reserve)
+        if self.slo_config.kv == "full":
+            return FullLedger(held, remaining, shared, capacity, reserve)
+        everyone = ForecastLedger(held, remaining, shared, capacity, reserve)
+        final = table.final(rows)
+        stay = ForecastLedger(held[final], table.final_tokens(rows[final]), shared, capacity, 0)
+        return GuardedLedger(everyone, stay, everyone.peak)
 
     def _fall_back(self, error: Exception) -> None:
         self.slo_plan = None

@@ -4,7 +4,9 @@ The grid is fcfs/lpm/priority x mixed on/off x chunk 256..8192 x conservativenes
   - lpm is fcfs where no prompt shares a prefix (no cached token under fcfs: all prefix lengths tie);
   - priority is fcfs where all requests are of one class;
   - conservativeness 0.3 only for the four best at 1.0: it moves admission alone, little beside the rest.
-The first two lose nothing; `--full-grid` runs everything. The winner has the best attainment, then goodput.
+The first two lose nothing; `--full-grid` runs everything. `--quick-grid` runs chunk 512, 2048 and 8192 under fcfs,
+lpm and priority with the best two of these, and 0.3 with the best one. The winner has the best attainment, then
+goodput.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from sglang_slo.twin.runs import Spec, run_all, show_progress
 from sglang_slo.twin.table import Row, legend, render
 
 CHUNKS = (256, 512, 1024, 2048, 4096, 8192)
+QUICK_CHUNKS = (512, 2048, 8192)
 POLICIES = ("fcfs", "lpm", "priority")
 FINALISTS = 4
 # Each part of ours, switched off (or to its alternatives) alone.
@@ -37,6 +40,7 @@ PARTS = {
     "bound hoeffding": ("--slo-bound", "hoeffding"),
     "kv full": ("--slo-kv", "full"),
     "kv stock": ("--slo-kv", "stock"),
+    "lookahead off": ("--slo-lookahead-tokens", str(1 << 30)),
     "reserve fixed": ("--slo-reserve-ceiling", "0.01"),
     "victims latest": ("--slo-victims", "latest"),
     "preempt recompute": ("--slo-preempt", "recompute"),
@@ -48,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `compare`."""
     flags.add_workload(parser)
     parser.add_argument("--no-parts", action="store_true", help="leave out ours with each part off")
-    parser.add_argument("--full-grid", action="store_true", help="run every setting of the stock grid")
+    grid = parser.add_mutually_exclusive_group()
+    grid.add_argument("--full-grid", action="store_true", help="run every setting of the stock grid")
+    grid.add_argument("--quick-grid", action="store_true", help="run a dozen settings of the stock grid")
     parser.add_argument("--bound", action="store_true", help="also what no scheduler can exceed (minutes)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plots (default: out)")
 
@@ -64,7 +70,8 @@ def command(args: argparse.Namespace, rest: list[str]) -> int:
             replace(slo[0], argv=(*slo[0].argv, *off), name=f"ours, {name}") for name, off in PARTS.items()
         ]
     results = run_all([replace(base, name="stock defaults"), *slo], args.jobs, show, not args.no_cache)
-    grid = best_stock(base, args.jobs, full=args.full_grid, keep=not args.no_cache)
+    extent = "full" if args.full_grid else "quick" if args.quick_grid else "usual"
+    grid = best_stock(base, args.jobs, extent, keep=not args.no_cache)
     best = max(grid, key=_merit)
     rows: list[Row] = [
         (slo[0].name, results[1]),
@@ -84,27 +91,36 @@ def command(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def best_stock(base: Spec, jobs: int | None = None, full: bool = False, keep: bool = True) -> list[RunResult]:
-    """Results of the stock grid on the workload of `base`, in the order they were run."""
-    first = [_setting(base, "fcfs", mixed, chunk) for mixed in (True, False) for chunk in CHUNKS]
+def best_stock(
+    base: Spec, jobs: int | None = None, extent: str = "usual", keep: bool = True
+) -> list[RunResult]:
+    """Results of the stock grid on the workload of `base`, in the order they were run. `extent`: full, usual, quick."""
+    full, quick = extent == "full", extent == "quick"
+    chunks = QUICK_CHUNKS if quick else CHUNKS
+    settings = [(mixed, chunk) for mixed in (True, False) for chunk in chunks]
+    first = [_setting(base, "fcfs", mixed, chunk) for mixed, chunk in settings]
     results = run_all(first, jobs, show_progress, keep)
     policies = list(POLICIES[1:])
     if not full and not any(r.requests.cached_tokens.any() for r in results):
         policies.remove("lpm")
     if not full and len(set(results[0].requests.class_id.tolist())) == 1:
         policies.remove("priority")
-    second = [
-        _setting(base, p, mixed, chunk) for p in policies for mixed in (True, False) for chunk in CHUNKS
-    ]
+    if quick:
+        settings = [settings[i] for i in _best_first(results)[:2]]
+    second = [_setting(base, p, mixed, chunk) for p in policies for mixed, chunk in settings]
     results += run_all(second, jobs, show_progress, keep)
     specs = first + second
-    order = sorted(range(len(specs)), key=lambda i: _merit(results[i]), reverse=True)
-    finalists = order if full else order[:FINALISTS]
+    order = _best_first(results)
+    finalists = order if full else order[: 1 if quick else FINALISTS]
     loose = ("--schedule-conservativeness", "0.3")
     third = [
         replace(specs[i], argv=(*specs[i].argv, *loose), name=specs[i].name + " loose") for i in finalists
     ]
     return results + run_all(third, jobs, show_progress, keep)
+
+
+def _best_first(results: list[RunResult]) -> list[int]:
+    return sorted(range(len(results)), key=lambda i: _merit(results[i]), reverse=True)
 
 
 def _setting(base: Spec, policy: str, mixed: bool, chunk: int) -> Spec:
