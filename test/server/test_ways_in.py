@@ -99,3 +99,18 @@ def test_the_offline_engine_has_it_when_the_environment_says_so(tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "verdict chat" in done.stdout
     assert "custom_params.slo.ttft_ms" in done.stdout + done.stderr  # served best effort, and said so
+
+
+def test_all_is_served_by_stock_scheduling_where_planning_always_fails(tmp_path: Path) -> None:
+    # read by every Python that starts, the scheduler's process among them
+    (tmp_path / "sitecustomize.py").write_text(
+        "from sglang_slo.core.plan import Planner\n"
+        "def fail(*_): raise RuntimeError('planning is broken')\n"
+        "Planner.plan = Planner.all_decode = fail\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with running(tmp_path, *SMALL, "--chunked-prefill-size", "64", env={"PYTHONPATH": path}) as server:
+        assert len(load(server)) == 100
+        fallbacks = server.status()["replicas"][0]["fallbacks"]
+        assert fallbacks["count"] > 100
+        assert fallbacks["last"] == "RuntimeError: planning is broken"
