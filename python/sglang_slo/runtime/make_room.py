@@ -76,7 +76,7 @@ class RoomMaker:
         worth_s = s.slo_model.prefill_s(0, charge) + self._occupation_s(row, rows)
         free, cost_s, stay = self._preemptor.free_tokens(), 0.0, np.ones(len(rows), bool)
         for count, position in enumerate(order[:MOST_VICTIMS].tolist()):
-            if s._ledger(rows[stay], free).admits(*charges):
+            if s.slo_viewer.ledger(rows[stay], free).admits(*charges):
                 return order[:count]
             context = int(table.context_tokens(rows[position : position + 1])[0])
             cost_s += s.slo_model.prefill_s(0, context)
@@ -84,7 +84,7 @@ class RoomMaker:
                 return None
             stay[position] = False
             free += freed_tokens(batch.reqs[position])
-        fits = s._ledger(rows[stay], free).admits(*charges)
+        fits = s.slo_viewer.ledger(rows[stay], free).admits(*charges)
         return order[:MOST_VICTIMS] if fits else None
 
     def _occupation_s(self, row: int, rows: np.ndarray) -> float:

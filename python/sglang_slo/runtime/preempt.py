@@ -103,7 +103,7 @@ class Preemptor:
         """The half-prefilled request lets go of its KV, too; it may be back when its chunk in flight is over."""
         s, req = self._scheduler, self._scheduler.chunked_req
         if req is not None:
-            s._park(req)
+            s.slo_applier.park(req)
             s.waiting_queue.remove(req)
             self._leaving.append(req)
 
@@ -188,7 +188,7 @@ class Preemptor:
         """KV that stays free or evictable at the forecast peak of those who stay, tokens."""
         s = self._scheduler
         free = self.free_tokens() + sum(freed_tokens(req) for req in leaving)
-        ledger = s._ledger(s.slo_book.rows(stay), free)
+        ledger = s.slo_viewer.ledger(s.slo_book.rows(stay), free)
         return s.max_total_num_tokens - getattr(ledger, "peak", s.max_total_num_tokens)
 
     def _leave(self, req: Req, way: WayOut, iteration_s: float) -> None:
@@ -236,7 +236,7 @@ class Preemptor:
         """Into the queue of those who have prefill to do."""
         s = self._scheduler
         s.slo_book.open(req, req.slo, 0.0, s.slo_model)
-        s._look_up_prefix(req)
+        s.slo_viewer.look_up_prefix(req)
         s.waiting_queue.append(req)
         req.time_stats.set_wait_queue_entry_time()
 
@@ -274,14 +274,14 @@ class Preemptor:
         arriving = len(self.line.arriving) if self.line else 0
         if s.get_num_allocatable_reqs(len(batch.reqs) + arriving) <= 0:
             return False
-        s._look_up_prefix(req)
+        s.slo_viewer.look_up_prefix(req)
         table, row = s.slo_book.table, req.slo_row
         charge = waiting.copy.tokens + 1 - int(table.shared_tokens[row])
         if self.free_tokens() < charge + len(batch.reqs) + arriving:
             return False
         if batch.is_empty() and not arriving and s.chunked_req is None:
             return True  # alone
-        ledger = s._ledger(s.slo_book.rows(batch.reqs), self.free_tokens(), next_back=False)
+        ledger = s.slo_viewer.ledger(s.slo_book.rows(batch.reqs), self.free_tokens(), next_back=False)
         return ledger.admits(charge, *table.charges(row))
 
     def _pick_up(self, reqs: list[Req]) -> None:

@@ -7,38 +7,23 @@ iteration to stock scheduling. Batches, KV pool, radix cache and results stay SG
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from sglang.srt.managers import io_struct
 from sglang.srt.managers import scheduler as stock
-from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
-from sglang.srt.mem_cache.common import release_kv_cache
 
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
-from sglang_slo.core.plan import IterationPlan, Planner, View
-from sglang_slo.core.reservation import (
-    ForecastLedger,
-    FullLedger,
-    GuardedLedger,
-    LateLedger,
-    Ledger,
-    StockLedger,
-)
-from sglang_slo.core.reserve import Reserve
+from sglang_slo.core.plan import IterationPlan, Planner
 from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime import batches
-from sglang_slo.runtime.admission import PlannedAdder
+from sglang_slo.runtime.applier import Applier
 from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
 from sglang_slo.runtime.lengths import ArrivingLengths, length_folder, vocabulary_of
@@ -53,6 +38,7 @@ from sglang_slo.runtime.shape import batch_shape, token_getters
 from sglang_slo.runtime.state import gauges
 from sglang_slo.runtime.swap import HostPool, make_host_pool
 from sglang_slo.runtime.tick import Tick, TickReceiver
+from sglang_slo.runtime.viewer import Viewer
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +52,6 @@ WEIGHTS_CHANGE = (
 MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
 LOW_POOL_SHARE = 0.05  # with less of the pool free or evictable than this, nothing is kept for them
 OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
-BOUND_EVERY = 16  # iterations between refreshes of what running requests may still write
 LENGTHS_EVERY = 16  # iterations without arrivals between looks at the load and at how learning goes
 EVERYONE_DECODES = IterationPlan()  # the plan of an iteration in which there is nothing to decide
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
@@ -98,12 +83,10 @@ class SloScheduler(stock.Scheduler):
         self.slo_book = RequestBook(self.slo_config)
         self.slo_planner = Planner(self.slo_config)
         self.slo_preempt = Preemptor(self, self.make_host_pool())
-        config, capacity = self.slo_config, self.max_total_num_tokens
-        self.slo_reserve = Reserve(capacity, config.reserve_floor, config.reserve_ceiling)
+        self.slo_viewer, self.slo_applier = Viewer(self), Applier(self)
         self.slo_tick = Tick(clock.now(), confidence=self.slo_config.confidence_high)
         self.slo_ended: list[tuple[int, float]] = []
         self.slo_plan: IterationPlan | None = None
-        self._bound_next = 0  # iteration of the next refresh of length bounds
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
         dp_rank = self.ps.dp_rank if self.server_args.dp_size > 1 else None
@@ -115,7 +98,9 @@ class SloScheduler(stock.Scheduler):
         most_pinned = int(MOST_PINNED_SHARE * self.max_total_num_tokens)
         self.slo_next_in_line: list[int] = []
         self.slo_refused: list[int] = []  # rows that the last plan had no KV for
-        self.slo_pins = Pins(self.tree_cache, self.slo_book.table, most_pinned, self._look_up_prefix)
+        self.slo_pins = Pins(
+            self.tree_cache, self.slo_book.table, most_pinned, self.slo_viewer.look_up_prefix
+        )
         self.slo_book.closing = self.slo_pins.release
         self._gauges = partial(gauges, self)
         self._plan_log = PlanLog(self.ps.tp_rank)
@@ -153,6 +138,13 @@ class SloScheduler(stock.Scheduler):
         """What this rank measured since the last tick; called on the rank whose requests are broadcast."""
         if not self.slo_on:
             return Tick(clock.now())
+        try:
+            return self._news(requests)
+        except Exception as error:
+            self._failed("a tick", error)
+            return Tick(clock.now(), confidence=self.slo_tick.confidence)
+
+    def _news(self, requests: list[Any]) -> Tick:
         now = clock.now()
         ended, self.slo_ended = self.slo_ended, []
         lengths, quantiles, revised = self.slo_lengths, {}, {}
@@ -185,7 +177,10 @@ class SloScheduler(stock.Scheduler):
         elif self.ps.tp_size == 1:
             tick = self.make_tick(recv_reqs)
         if self.slo_on and tick is not None:
-            self._take(tick)
+            try:
+                self._take(tick)
+            except Exception as error:
+                self._failed("a tick", error)
         if self.slo_on and any(isinstance(r, WEIGHTS_CHANGE) for r in recv_reqs):
             self.slo_preempt.weights_change()
         super().process_input_requests(recv_reqs)
@@ -205,12 +200,17 @@ class SloScheduler(stock.Scheduler):
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.slo_on:
-            self._open(req)
-            if is_retracted:
-                self.slo_preempt.retracted(req)
+            try:
+                self.slo_open(req)
+                if is_retracted:
+                    self.slo_preempt.retracted(req)
+            except (
+                Exception
+            ) as error:  # planning will try again, and leave it to stock scheduling if that fails
+                self._failed("an arrival", error)
         super()._add_request_to_queue(req, is_retracted)
 
-    def _open(self, req: Req) -> None:
+    def slo_open(self, req: Req) -> None:
         """Give a request its row; one that comes back (preempted, retracted) keeps it."""
         new = req.slo_row < 0
         now, custom = self.slo_tick.now_s, req.sampling_params.custom_params
@@ -233,20 +233,7 @@ class SloScheduler(stock.Scheduler):
             self.slo_reporter.opened(req, arrival_s, now)
             if self.slo_config.request_log and self.slo_lengths is not None:
                 req.slo_features = self.slo_lengths.for_log(req.rid)
-        self._look_up_prefix(req)
-
-    def _look_up_prefix(self, req: Req) -> None:
-        """How much of a waiting request is in the radix cache, and how much of that is held by others anyway."""
-        req.init_next_round_input(self.tree_cache)
-        node, pinned = req.last_node, len(req.prefix_indices)
-        if not self.tree_cache.is_tree_cache():
-            node = None
-        while node is not None and node.lock_ref == 0 and node is not self.tree_cache.root_node:
-            pinned -= len(node.key)
-            node = node.parent
-        table, row = self.slo_book.table, req.slo_row
-        table.history_tokens[row] = len(req.prefix_indices)
-        table.shared_tokens[row] = max(pinned, 0)
+        self.slo_viewer.look_up_prefix(req)
 
     # -- plan
 
@@ -269,12 +256,14 @@ class SloScheduler(stock.Scheduler):
         return step
 
     def _sweep(self, step: NextBatchPlan | None) -> None:
+        """End the rows of requests that are nowhere any more."""
         for req in self.slo_book.sweep(self._alive(step)):
-            self._ended(req)
+            self.slo_gone(req)
             if self.slo_reporter is not None:
                 self.slo_reporter.ended(req, clock.now())
 
-    def _ended(self, req: Req) -> None:
+    def slo_gone(self, req: Req) -> None:
+        """A request has left: what was kept of it for learning is learnt from, or forgotten."""
         if self.slo_lengths is not None:
             self.slo_lengths.ended(req)
 
@@ -295,13 +284,14 @@ class SloScheduler(stock.Scheduler):
             running_batch.filter_batch()
             running_batch = self.slo_preempt.adjust(running_batch, self.slo_refused)
             self.slo_plan = plan = self._make_plan(running_batch)
+            planned = {self.slo_book.reqs[row]: tokens for row, tokens in plan.prefill}
             self.slo_plan_s = clock.now() - began_s
         except Exception as error:
             self._fall_back(error)
             return super().get_new_batch_prefill(running_batch)
         if not plan.prefill:
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-        return self._build_prefill(plan, running_batch)
+        return self.slo_applier.prefill(plan, planned, running_batch)
 
     def _nothing_to_decide(self, running_batch: ScheduleBatch) -> bool:
         """Nobody waits, KV is ample, and everyone can decode in time: most iterations, told at little cost."""
@@ -325,29 +315,13 @@ class SloScheduler(stock.Scheduler):
                 self._add_request_to_queue(req)
         # before anything is counted on: what is pinned cannot be evicted for this iteration's chunks
         self._pin_next()
-        plan = self.slo_planner.plan(self._view(running_batch))
+        plan = self.slo_planner.plan(self.slo_viewer.view(running_batch))
         self.slo_next_in_line, self.slo_refused = plan.next_in_line, plan.refused
         if plan.shed:
-            self._shed(plan.shed)
+            self.slo_applier.shed(plan.shed)
         for row, _ in plan.prefill:
             self.slo_pins.release(row)
         return plan
-
-    def _shed(self, rows: list[int]) -> None:
-        """Refuse requests that would wait longer than the queue limit: HTTP 503, which names a time to retry."""
-        limit_s = self.slo_config.queue_limit_s
-        message = f"the queue is longer than {limit_s:g} s (--slo-queue-limit-s): try again later"
-        reason = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": message}
-        for req in [self.slo_book.reqs[row] for row in rows]:
-            self.waiting_queue.remove(req)
-            self.ipc_channels.send_to_tokenizer.send_output(
-                AbortReq(finished_reason=reason, rid=req.rid), req
-            )
-            req.time_stats.trace_ctx.abort(abort_info={"reason": message})
-            self.slo_book.close(req)
-            self._ended(req)
-            if self.slo_reporter is not None:
-                self.slo_reporter.ended(req, clock.now(), "shed")
 
     def _pin_next(self) -> None:
         if not self.slo_next_in_line and not len(self.slo_pins):
@@ -356,79 +330,9 @@ class SloScheduler(stock.Scheduler):
         if free < LOW_POOL_SHARE * self.max_total_num_tokens:
             self.slo_pins.release_all()
             return
-        reqs, cut = self.slo_book.reqs, self._cut_row()
+        reqs = self.slo_book.reqs
+        cut = -1 if self.chunked_req is None else self.chunked_req.slo_row
         self.slo_pins.keep([reqs[row] for row in self.slo_next_in_line if row in reqs and row != cut])
-
-    def _cut_row(self) -> int:
-        return -1 if self.chunked_req is None else self.chunked_req.slo_row
-
-    def _view(self, running_batch: ScheduleBatch) -> View:
-        book, table = self.slo_book, self.slo_book.table
-        if self.slo_config.order == "stock":
-            self.policy.calc_priority(self.waiting_queue, running_batch)
-        cut = self.chunked_req
-        if cut is not None:
-            table.history_tokens[cut.slo_row] = len(cut.prefix_indices)
-        waiting = self._waiting_rows()
-        decoding = book.rows(running_batch.reqs)
-        if self.forward_ct >= self._bound_next and len(decoding):
-            self._bound_next = self.forward_ct + BOUND_EVERY
-            table.bound_lengths(decoding, self.slo_tick.confidence)
-            held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
-            self.slo_reserve.look(self.forward_ct, table.seq[decoding], held, left)
-        free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
-        may_split = running_batch.is_empty() or batches.can_split(running_batch)
-        return View(
-            table=table,
-            decoding=decoding,
-            waiting=waiting,
-            chunked=-1 if cut is None else cut.slo_row,
-            may_sit_out=may_split,
-            base_s=book.base_s(self.slo_tick.now_s),
-            model=self.slo_model,
-            ledger=LateLedger(partial(self._ledger, decoding, free)),
-            free_tokens=free,
-            capacity_tokens=self.max_total_num_tokens,
-            request_slots=self.get_num_allocatable_reqs(len(running_batch.reqs)),
-            most_chunk_tokens=self.chunked_prefill_size or 1 << 30,
-            tightest_ttft_s=book.tightest_ttft_s,
-        )
-
-    def _waiting_rows(self) -> np.ndarray:
-        """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""
-        book, queue, cut = self.slo_book, self.waiting_queue, self.chunked_req
-        by_deadline = self.slo_config.order != "stock"
-        rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
-        if len(rows) and rows.min() < 0:  # one came in on a path of SGLang's own
-            for req in queue:
-                if req.slo_row < 0:
-                    self._open(req)
-            rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
-        return rows if cut is None else np.concatenate(([cut.slo_row], rows))
-
-    def _ledger(self, decoding: np.ndarray, free: int, next_back: bool = True) -> Ledger:
-        """The ledger of who holds KV now; with `next_back`, the next to return from the host has its room."""
-        table, cut = self.slo_book.table, self.chunked_req
-        if self.slo_config.kv == "stock":
-            left = table.declared_tokens[decoding] - table.output_tokens[decoding]
-            return StockLedger(free, left, self.new_token_ratio_tracker.current)
-        capacity = self.max_total_num_tokens
-        rows = np.append(decoding, self.slo_preempt.arriving_rows())
-        now = int(table.held_tokens(rows).sum())
-        if cut is not None:
-            rows = np.append(rows, cut.slo_row)
-            now += int(table.history_tokens[cut.slo_row] - table.shared_tokens[cut.slo_row])
-        if next_back:
-            rows = np.append(rows, self.slo_preempt.next_back_rows())
-        shared = max(capacity - free - now, 0)
-        reserve = self.slo_reserve.tokens
-        held, remaining = table.held_tokens(rows), table.bounded_tokens(rows)
-        if self.slo_config.kv == "full":
-            return FullLedger(held, remaining, shared, capacity, reserve)
-        everyone = ForecastLedger(held, remaining, shared, capacity, reserve)
-        final = table.final(rows)
-        stay = ForecastLedger(held[final], table.final_tokens(rows[final]), shared, capacity, 0)
-        return GuardedLedger(everyone, stay, everyone.peak)
 
     def _fall_back(self, error: Exception) -> None:
         self.slo_plan = None
@@ -437,62 +341,12 @@ class SloScheduler(stock.Scheduler):
 
     # -- apply
 
-    def _build_prefill(self, plan: IterationPlan, running_batch: ScheduleBatch) -> NextBatchPlan:
-        reqs = self.slo_book.reqs
-        planned = {reqs[row]: tokens for row, tokens in plan.prefill}
-        if self.chunked_req is not None and self.chunked_req not in planned:
-            if not self.slo_config.park:
-                return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-            self._park(self.chunked_req)
-        aside = None
-        if plan.mixed and plan.decode is not None:
-            running_batch, aside = batches.split(running_batch, plan.decode), running_batch
-        self.is_mixed_chunk = plan.mixed
-        running_batch.batch_is_full = False
-        with self._only(planned):
-            batch, running_batch = self._get_new_batch_prefill_raw(None, running_batch)
-        if aside is not None:
-            running_batch = batches.merge(aside, running_batch)
-            # the places that the plan names are not theirs any more: without prefill, everyone decodes
-            self.slo_plan = replace(plan, decode=None)
-        return NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
-
     def _get_new_batch_prefill_raw(self, *args: Any, **kwargs: Any) -> tuple[Any, ScheduleBatch]:
         """SGLang's building of a prefill batch, with what it takes for granted of mixed ones made true."""
         batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
         if batch is not None and self.slo_on:
             batches.correct_prefixes(batch)
         return batch, running_batch
-
-    @contextlib.contextmanager
-    def _only(self, planned: dict[Req, int]) -> Iterator[None]:
-        """While SGLang's prefill code runs: the queue is the plan, in its order, and nobody reorders it."""
-        everyone, policy, adder = self.waiting_queue, self.policy, stock.PrefillAdder
-        self.waiting_queue = offered = [r for r in planned if r is not self.chunked_req]
-        self.policy = _KeepOrder
-        stock.PrefillAdder = partial(PlannedAdder, planned=planned)
-        try:
-            yield
-        finally:
-            stock.PrefillAdder, self.policy = adder, policy
-            left = set(self.waiting_queue)
-            for req in offered:
-                if req not in left:
-                    everyone.remove(req)
-            # whatever SGLang's code put into the queue meanwhile (a grammar that became ready) stays in it
-            everyone.extend(req for req in self.waiting_queue if req not in planned)
-            self.waiting_queue = everyone
-
-    def _park(self, req: Req) -> None:
-        """Set the half-prefilled request aside: its KV stays in the radix tree, where its next turn finds it."""
-        req.slo_computed_tokens = req.kv_committed_len
-        release_kv_cache(req, self.tree_cache, is_insert=True)
-        req.reset_for_retract()
-        req.retraction_count -= 1  # nothing was taken from it
-        req.slo_parked = getattr(req, "slo_parked", 0) + 1
-        self.chunked_req = None
-        self._look_up_prefix(req)
-        self.waiting_queue.append(req)
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
@@ -544,7 +398,7 @@ class SloScheduler(stock.Scheduler):
             self.slo_ended.append((batch.forward_iter, now))
             try:
                 for req in self.slo_book.tokens_out(batch.reqs):
-                    self._ended(req)
+                    self.slo_gone(req)
             except Exception as error:
                 self._failed("results", error)
             self.slo_observer.refresh(now, self._gauges)
@@ -603,11 +457,3 @@ class SloScheduler(stock.Scheduler):
             yield self.chunked_req
         for batch, _ in getattr(self, "result_queue", ()):
             yield from batch.reqs
-
-
-class _KeepOrder:
-    """In the place of SGLang's queue policy while a plan is applied."""
-
-    @staticmethod
-    def calc_priority(waiting_queue: list[Req], running_batch: ScheduleBatch) -> bool:
-        return False

@@ -61,7 +61,7 @@ def kv_tokens(scheduler: SloScheduler, decoding: np.ndarray) -> dict[str, float]
     capacity = scheduler.max_total_num_tokens
     free = scheduler.token_to_kv_pool_allocator.available_size()
     evictable = scheduler.tree_cache.evictable_size()
-    ledger = scheduler._ledger(decoding, free + evictable)
+    ledger = scheduler.slo_viewer.ledger(decoding, free + evictable)
     held = capacity - free - evictable
     peak = getattr(ledger, "peak", held)
     return {
@@ -70,7 +70,7 @@ def kv_tokens(scheduler: SloScheduler, decoding: np.ndarray) -> dict[str, float]
         "evictable": evictable,
         "held": held,
         "forecast_peak": peak,
-        "reserve": scheduler.slo_reserve.tokens,
+        "reserve": scheduler.slo_viewer.reserve.tokens,
         "pinned": scheduler.slo_pins.tokens,
     }
 
