@@ -37,14 +37,17 @@ def winnable(deadline_s: np.ndarray, work_s: np.ndarray, start_s: float) -> np.n
     window = candidates[:MOORE_WINDOW]
     works, deadlines = work_s[window].tolist(), deadline_s[window].tolist()
     largest: list[tuple[float, int]] = []
-    t = start_s
+    t, push, pop = start_s, heapq.heappush, heapq.heappushpop
+    lost: list[int] = []
     for i, (work, deadline) in enumerate(zip(works, deadlines, strict=True)):
-        heapq.heappush(largest, (-work, -i))
-        t += work
-        if t > deadline:
-            dropped, j = heapq.heappop(largest)
-            t += dropped
-            keep[window[-j]] = False
+        if t + work <= deadline:
+            push(largest, (-work, -i))
+            t += work
+        else:
+            dropped, j = pop(largest, (-work, -i))
+            t += work + dropped
+            lost.append(-j)
+    keep[window[lost]] = False
     return keep
 
 

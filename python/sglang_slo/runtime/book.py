@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from sglang_slo.core.table import RequestTable
 Req.slo_row = -1
 
 RECENT_ARRIVALS = 256
+_row_of = attrgetter("slo_row")
 
 
 @dataclass(slots=True)
@@ -149,7 +151,7 @@ class RequestBook:
         """
         if self._queue[0] == queue:
             return self._queue[1]
-        rows = np.fromiter((req.slo_row for req in queue), np.int64, len(queue))
+        rows = np.fromiter(map(_row_of, queue), np.int64, len(queue))  # there may be thousands
         if len(rows) and rows.min() < 0:
             return rows
         order = deadline_order(self.table.deadline_s[rows], self.table.seq[rows])
