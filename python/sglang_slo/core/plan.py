@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
-from sglang_slo.config import SloConfig
 from sglang_slo.core import chunking, ordering, packing
 from sglang_slo.core.chunking import Budget, DecodeChoice, DecodeLoad
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
@@ -67,10 +67,33 @@ class IterationPlan:
     lost: int = 0
 
 
+class PlanSettings(Protocol):
+    """What planning reads of the settings; `SloConfig` says what each means and accepts."""
+
+    @property
+    def order(self) -> str: ...
+    @property
+    def chunk(self) -> str: ...
+    @property
+    def packing(self) -> str: ...
+    @property
+    def mix(self) -> str: ...
+    @property
+    def decode_buckets(self) -> bool: ...
+    @property
+    def lost_share(self) -> float: ...
+    @property
+    def queue_limit_s(self) -> float | None: ...
+    @property
+    def margin(self) -> float: ...
+    @property
+    def idle_cap_ms(self) -> float: ...
+
+
 class Planner:
     """Plans iterations; keeps only what has to outlast one: the credit of the lost."""
 
-    def __init__(self, config: SloConfig) -> None:
+    def __init__(self, config: PlanSettings) -> None:
         self.config = config
         self.lost = ordering.LostLine(config.lost_share)
         self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
