@@ -11,7 +11,6 @@ ranks agree.
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,10 +22,10 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang_slo.core import preemption
 from sglang_slo.core.latency import LatencyModel
 from sglang_slo.core.preemption import WayOut
-from sglang_slo.runtime import batches
 from sglang_slo.runtime.make_room import RoomMaker, freed_tokens
+from sglang_slo.runtime.recall import Recall
 from sglang_slo.runtime.swap import HostPool
-from sglang_slo.runtime.swap_line import SwapLine, Swapped, iteration_s
+from sglang_slo.runtime.swap_line import SwapLine, iteration_s
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.scheduler import SloScheduler
@@ -42,9 +41,9 @@ class Preemptor:
     def __init__(self, scheduler: SloScheduler, pool: HostPool | None) -> None:
         self.counts: Counter[str] = Counter()  # preemptions by way out; "stock": SGLang's retractions
         self.line = SwapLine(scheduler, pool) if pool is not None else None
+        self._recall = Recall(scheduler, self.line, self.counts) if self.line is not None else None
         self._scheduler = scheduler
         self._room = RoomMaker(scheduler, self)
-        self._head_since_s = -math.inf  # when the head of the line of the swapped last changed
         self._swap_cost: tuple[float, float] | None = None
         self._leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
 
@@ -57,18 +56,13 @@ class Preemptor:
 
         `refused`: rows that the last plan would have admitted but for KV, most urgent first.
         """
-        if self.line is None:
+        if self.line is None or self._recall is None:
             _ = self._relieve(batch) or self._room.make(batch, refused)
             return batch
         self.line.next_planning(idle=batch.is_empty())
         if not self._relieve(batch) and not self._room.make(batch, refused):
-            self._call_back(batch)
-        back = self.line.ready(now=batch.is_empty())
-        if back is None:
-            return batch
-        self._pick_up(back.reqs)
-        batch.batch_is_full = False
-        return batches.merge(batch, back)
+            self._recall.begin(batch)
+        return self._recall.ended(batch)
 
     # -- out
 
@@ -224,7 +218,7 @@ class Preemptor:
             -1 if table.late[row] else int(spare[0]),
         )
 
-    # -- back
+    # -- back into the queue
 
     def settle(self) -> None:
         """Put this iteration's victims into the queue; called when the iteration is planned."""
@@ -239,57 +233,6 @@ class Preemptor:
         s.slo_viewer.look_up_prefix(req)
         s.waiting_queue.append(req)
         req.time_stats.set_wait_queue_entry_time()
-
-    def _call_back(self, batch: ScheduleBatch) -> None:
-        """Start to load the KV of swapped requests, the most urgent first, as far as the ledger admits them."""
-        line = self.line
-        while (
-            line is not None and (waiting := self._next_back()) is not None and self._enters(batch, waiting)
-        ):
-            self._head_since_s = self._scheduler.slo_tick.now_s
-            if line.bring_back(waiting, iteration_s(self._scheduler, batch.reqs)):
-                self.counts["swap_in"] += 1
-
-    def _next_back(self) -> Swapped | None:
-        """The swapped request that goes before all who wait for prefill, if there is one."""
-        s, head = self._scheduler, self.line.head() if self.line else None
-        if head is None:
-            return None
-        table, row = s.slo_book.table, head.req.slo_row
-        queued = s.slo_book.rows([req for req in s.waiting_queue if req.slo_row >= 0])
-        since_s = max(self._head_since_s, float(table.token_s[row]))
-        work_s = s.slo_model.prefill_s(0, head.copy.tokens)
-        turn = preemption.has_its_turn(
-            float(table.deadline_s[row]),
-            table.deadline_s[queued],
-            s.slo_book.base_s(s.slo_tick.now_s),
-            since_s,
-            work_s,
-            s.slo_config.lost_share,
-        )
-        return head if turn else None
-
-    def _enters(self, batch: ScheduleBatch, waiting: Swapped) -> bool:
-        s, req = self._scheduler, waiting.req
-        arriving = len(self.line.arriving) if self.line else 0
-        if s.get_num_allocatable_reqs(len(batch.reqs) + arriving) <= 0:
-            return False
-        s.slo_viewer.look_up_prefix(req)
-        table, row = s.slo_book.table, req.slo_row
-        charge = waiting.copy.tokens + 1 - int(table.shared_tokens[row])
-        if self.free_tokens() < charge + len(batch.reqs) + arriving:
-            return False
-        if batch.is_empty() and not arriving and s.chunked_req is None:
-            return True  # alone
-        ledger = s.slo_viewer.ledger(s.slo_book.rows(batch.reqs), self.free_tokens(), next_back=False)
-        return ledger.admits(charge, *table.charges(row))
-
-    def _pick_up(self, reqs: list[Req]) -> None:
-        """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        rows, base_s = s.slo_book.rows(reqs), s.slo_book.base_s(s.slo_tick.now_s)
-        passed = table.last_token_s[rows] + table.tbt_s[rows] < base_s
-        table.last_token_s[rows[passed]] = base_s
 
     def before_decode(self, batch: ScheduleBatch) -> None:
         """What is only kept for later is let go before SGLang looks whether it has to retract."""
@@ -349,7 +292,7 @@ class Preemptor:
 
     def next_back_rows(self) -> np.ndarray:
         """The row that returns from the host next, int[0 or 1]: newcomers do not get its room."""
-        head = self._next_back()
+        head = self._recall.head() if self._recall else None
         return self._scheduler.slo_book.rows([head.req] if head else [])
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
