@@ -71,8 +71,11 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Leave collectives to gloo and memory unpinned. Called once in each worker, first of all."""
         from sglang.srt.distributed import parallel_state
 
+        from sglang_slo.runtime import native_attention
+
         unpin()
         apply_grammars_here()
+        native_attention.install()
         make_group = parallel_state.init_model_parallel_group
 
         @functools.wraps(make_group)

@@ -32,8 +32,9 @@ from sglang_slo.runtime.demo_model import cache_dir
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of what is measured and how: part of the key
+VERSION = 2  # of what is measured and how: part of the key
 GUESS = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="guess")
+LARGEST_POOL_OCTAVE = 17  # bits of the size of a pool that holds every case
 MEASURE_S = 4.0  # device time of measuring at start-up, about; a pass that has begun is finished
 ROUNDS = 3  # of passes of one case
 ROUND_S = 0.02  # a round of passes of one case, about
@@ -135,6 +136,8 @@ def key(scheduler: Any) -> dict[str, Any]:
         if cuda
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "tp": args.tp_size,
+        # what a small pool cannot hold was not measured
+        "pool_octave": min(int(scheduler.max_total_num_tokens).bit_length(), LARGEST_POOL_OCTAVE),
         "dtype": str(config.dtype),
         "quantization": args.quantization,
         "kv_dtype": str(runner.kv_cache_dtype),
