@@ -71,6 +71,18 @@ def test_levels_are_climbed_as_requests_finish():
     assert service.predicted["global quantiles"] > 0
 
 
+def test_who_came_before_anything_was_known_is_predicted_anew_and_calibrates_nothing():
+    service = LengthService(SloConfig(), trainer="inline")
+    early = ArrivalFeatures(8192, text="Write an essay")
+    at_first, knew = service.predict([early]), service.knowledge
+    _stream(service, 20)
+    assert service.knowledge != knew
+    assert (service.again([early]) < at_first).all()
+    before = service.calibration.updates
+    service.finished(early, 5000)
+    assert service.calibration.updates == before
+
+
 def test_coverage_holds_through_a_turn_of_the_class_mix():
     service = LengthService(SloConfig(), trainer="inline")
     _stream(service, 700)

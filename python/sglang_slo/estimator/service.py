@@ -102,7 +102,10 @@ class LengthService:
             return declared_only(np.array([r.declared_max for r in requests]))
 
     def again(self, requests: Sequence[ArrivalFeatures]) -> Floats:
-        """`predict` by what is known now, for requests that it was asked about before."""
+        """`predict` by what is known now, for requests that it was asked about before.
+
+        Whoever is still there is likelier to be a long one: what becomes of them calibrates nothing.
+        """
         try:
             if self._saved is not None and self.config.length == "xgboost":
                 return self._from_model(requests, rows_of(requests), self._saved)
@@ -110,6 +113,9 @@ class LengthService:
         except Exception as error:
             self._failed("errors", error)
             return declared_only(np.array([r.declared_max for r in requests]))
+        finally:
+            for request in requests:
+                request.source = _UNCALIBRATED
 
     @property
     def knowledge(self) -> tuple[int, int]:
