@@ -17,6 +17,7 @@ REQUESTS, OF_TWO_RANKS = 200, 60  # two ranks and their threads share two cores 
 STOCK = ["--model-path", str(demo_model_path()), "--device", "cpu"]
 STOCK += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
 FLOAT32 = ["--dtype", "float32"]
+ROOMY = ["--max-total-tokens", "60000"]  # not most of the memory, which is SGLang's default
 # a pool and chunks so small that prompts are cut and set aside half-way
 SMALL = ["--max-total-tokens", "6000", "--chunked-prefill-size", "256"]
 # SGLang's admission with next to no reserve: too many get in, and KV runs short
@@ -55,7 +56,7 @@ def _answers(server: Server, limits: bool, count: int = REQUESTS) -> list[str]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Stock SGLang's answers, with room for everyone."""
     folder = tmp_path_factory.mktemp("stock")
-    with running(folder, *STOCK, *FLOAT32, python=("-m", "sglang.launch_server")) as stock:
+    with running(folder, *STOCK, *FLOAT32, *ROOMY, python=("-m", "sglang.launch_server")) as stock:
         return _answers(stock, limits=False)
 
 
