@@ -118,7 +118,8 @@ class SloConfig:
         if not self.margin < 1:
             raise ConfigError(f"slo-margin: need a share in [0, 1), got {self.margin}")
         if not self.reserve_floor <= self.reserve_ceiling < 1:
-            raise ConfigError("slo-reserve-floor/ceiling: need floor <= ceiling < 1")
+            got = f"{self.reserve_floor} and {self.reserve_ceiling}"
+            raise ConfigError(f"slo-reserve-floor/ceiling: need floor <= ceiling < 1, got {got}")
         if self.default_class is not None and self.default_class not in self.classes:
             raise ConfigError(
                 f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}"

@@ -111,8 +111,8 @@ class ForecastLedger:
 class GuardedLedger:
     """`everyone`'s forecast, and beside it that of the `final` ones alone, who cannot be preempted any more.
 
-    These are counted to the very most that they may write: whatever the others do, who can be made to leave, the
-    pool holds all of the final ones to their end.
+    These are counted to the very most that they may write: as long as the others can be made to leave, the pool holds
+    all of the final ones to their end (but for one whose declared maximum alone is more than the pool).
     """
 
     def __init__(self, everyone: Ledger, final: Ledger, peak: int) -> None:

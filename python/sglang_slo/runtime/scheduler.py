@@ -204,9 +204,8 @@ class SloScheduler(stock.Scheduler):
                 self.slo_open(req)
                 if is_retracted:
                     self.slo_preempt.retracted(req)
-            except (
-                Exception
-            ) as error:  # planning will try again, and leave it to stock scheduling if that fails
+            except Exception as error:
+                # planning will try again, and leave it to stock scheduling if that fails
                 self._failed("an arrival", error)
         super()._add_request_to_queue(req, is_retracted)
 
