@@ -224,6 +224,22 @@ def test_equal_views_give_equal_plans() -> None:
     assert plans[0] == plans[1]
 
 
+@given(st.lists(st.tuples(st.floats(0.001, 0.2), st.integers(1, 200_000)), min_size=1, max_size=6))
+def test_the_cheap_question_whether_all_decode_is_answered_as_the_plan_would(
+    rows: list[tuple[float, int]],
+) -> None:
+    device = Device()
+    for limit_s, context in rows:
+        row = device.arrive(Slo(tbt_s=limit_s), context, 100)
+        device.waiting.remove(row)
+        device.running.append(row)
+        device.table.last_token_s[row] = 0.0
+    view = device.view()
+    asked = device.planner.all_decode(device.table, view.decoding, view.base_s, MODEL)
+    if asked:  # the other way round, a plan may come to the same at more cost
+        assert device.planner.plan(view).decode is None
+
+
 def test_switches_change_the_form_of_an_iteration() -> None:
     def plan_with(**switch: object) -> IterationPlan:
         device = Device(replace(SloConfig(), **switch))

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("eval", help="cross-validate by prompt")
     judge.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl")
     judge.add_argument("--folds", type=_folds, default=evaluate.FOLDS, help="2 to 20 (default: %(default)s)")
-    judge.add_argument("--plot", type=Path, default=Path("length-calibration.png"), metavar="FILE.png")
+    judge.add_argument("--plot", type=Path, default=Path("out/length-calibration.png"), metavar="FILE.png")
     judge.set_defaults(run=_eval)
     show = commands.add_parser("show", help="describe a stored model")
     show.add_argument("model", type=Path, metavar="FOLDER_OR_FILE")

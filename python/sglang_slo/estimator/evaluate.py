@@ -96,6 +96,7 @@ def plot(result: Result, path: Path) -> None:
     """Calibration PNG: coverage against P, and tokens set aside against P, for both bounds. Raises OSError."""
     import matplotlib
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
