@@ -19,7 +19,9 @@ def traffic(n: int, seed: int = 0, decode_share: float = 0.6) -> list[BatchShape
         if rng.random() < decode_share:
             out.append(decode_shape(requests, context))
             continue
-        beside = BatchShape(True, requests, 0.0, context) if rng.random() < 0.7 else BatchShape(True)
+        beside = (
+            BatchShape(True, requests, 0.0, context, requests) if rng.random() < 0.7 else BatchShape(True)
+        )
         out.append(beside.with_chunk(int(rng.choice([0, 0, 0, 2000, 8000])), int(rng.lognormal(6, 1)) + 1))
     return out
 

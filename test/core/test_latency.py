@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ coefficients = st.builds(
     c_attn=st.one_of(st.just(0.0), st.floats(1e-13, 1e-6)),
     w=fixed_s,
     c_kv=st.one_of(st.just(0.0), st.floats(1e-12, 1e-5)),
+    c_req=st.one_of(st.just(0.0), st.floats(1e-6, 1e-2)),
 )
 shapes = st.builds(
     BatchShape,
@@ -32,6 +33,7 @@ shapes = st.builds(
     new_tokens=st.integers(0, 20_000),
     pairs=st.floats(0, 1e9),
     context_tokens=st.integers(0, 1_000_000),
+    requests=st.integers(0, 500),
 )
 histories = st.integers(0, 200_000)
 
@@ -151,6 +153,21 @@ def test_a_missing_coefficient_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(raw))
     with pytest.raises(ProfileError, match="c_attn"):
         LatencyModel.load(tmp_path / "p.json")
+
+
+def test_a_profile_without_a_term_per_request_has_none(tmp_path: Path) -> None:
+    raw = _raw()
+    del raw["coefficients"]["c_req"]
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    assert LatencyModel.load(tmp_path / "p.json") == LatencyModel(H200)
+
+
+@given(coefficients, st.integers(1, 500), st.integers(0, 10**6))
+def test_each_request_more_takes_its_own_time(c: Coefficients, requests: int, context: int) -> None:
+    """In a batch bound by memory traffic, where a token more costs nothing."""
+    model = LatencyModel(replace(c, c_tok=0.0))
+    few, many = (model.iteration_s(decode_shape(n, context)) for n in (requests, 2 * requests))
+    assert many - few == pytest.approx(requests * c.c_req, abs=1e-9)
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json"])

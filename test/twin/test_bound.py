@@ -49,7 +49,14 @@ def make_jobs(
 
 small = st.integers(0, 8).map(lambda k: k / 4)
 devices = st.builds(
-    Coefficients, small, small, small, st.sampled_from([0.0, 0.25]), small, st.sampled_from([0.0, 0.25])
+    Coefficients,
+    small,
+    small,
+    small,
+    st.sampled_from([0.0, 0.25]),
+    small,
+    st.sampled_from([0.0, 0.25]),
+    small,
 )
 limits = st.one_of(st.integers(1, 24).map(lambda k: k / 2), st.just(math.inf))
 requests = st.tuples(st.integers(0, 6).map(float), st.integers(1, 4), st.integers(1, 3), limits, limits)
@@ -89,6 +96,7 @@ def test_limits_that_a_schedule_just_kept_are_attained_by_all(seed: int) -> None
         rng.choice([0.0, 0.25]),
         rng.choice([0.0, 1.0]),
         0.25,
+        rng.choice([0.0, 0.5]),
     )
     rows = sorted(
         (float(rng.randint(0, 6)), rng.randint(1, 9), rng.randint(1, 4), math.inf, math.inf)

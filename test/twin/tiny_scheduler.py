@@ -156,6 +156,7 @@ class _Search:
         if len(held) > self.jobs.kv_capacity_tokens:
             return None
         t0 = d.t0_extend if any(n > 0 for n in choice) else d.t0_decode
+        t0 += d.c_req * sum(n != 0 for n in choice)
         time_s = t0 + max(d.c_tok * new + d.c_attn * pairs, d.w + d.c_kv * context)
         now = state.now_s + time_s
         got = [n < 0 or i in first for i, n in enumerate(choice)]

@@ -41,7 +41,7 @@ class DecodeChoice:
     @property
     def mixed_shape(self) -> BatchShape:
         """Their shape beside prefill."""
-        return BatchShape(True, self.requests, 0.0, self.context_tokens)
+        return BatchShape(True, self.requests, 0.0, self.context_tokens, self.requests)
 
 
 def choose_decodes(
@@ -77,7 +77,7 @@ class DecodeLoad:
     """Share of time that decoding takes if each request gets a token just within its limit; the admission test.
 
     Every iteration pays t0 + w, at the rate of the tightest limit L; request i adds its own traffic once per its
-    limit l_i:  U = (t0 + w) / L + sum_i c_kv * context_i / l_i.  U <= 1 is necessary for all limits to hold (each
+    limit l_i:  U = (t0 + w) / L + sum_i (c_req + c_kv * context_i) / l_i.  U <= 1 is necessary for all limits to hold (each
     term is time that nothing else can use), as in rate-monotonic analysis. A newcomer that would push U past
     `most` stays out, unless nobody with a limit decodes.
     """
@@ -87,13 +87,14 @@ class DecodeLoad:
     ) -> None:
         self._model, self._most = model, most
         self._tightest_s = float(tbt_s.min()) if len(tbt_s) else math.inf
-        self._each = float((model.coefficients.c_kv * context_tokens / tbt_s).sum())
+        c = model.coefficients
+        self._each = float(((c.c_req + c.c_kv * context_tokens) / tbt_s).sum())
 
     def utilisation(self, tbt_s: float = math.inf, context_tokens: int = 0) -> float:
         """U, with one more request if one is given."""
         c = self._model.coefficients
         tightest_s = min(self._tightest_s, tbt_s)
-        return (c.t0_decode + c.w) / tightest_s + self._each + c.c_kv * context_tokens / tbt_s
+        return (c.t0_decode + c.w) / tightest_s + self._each + (c.c_req + c.c_kv * context_tokens) / tbt_s
 
     def admits(self, tbt_s: float, context_tokens: int) -> bool:
         """Whether a request with this limit and context may join."""
@@ -103,7 +104,8 @@ class DecodeLoad:
 
     def add(self, tbt_s: float, context_tokens: int) -> None:
         """Charge a request that joined."""
-        self._each += self._model.coefficients.c_kv * context_tokens / tbt_s
+        c = self._model.coefficients
+        self._each += (c.c_req + c.c_kv * context_tokens) / tbt_s
         self._tightest_s = min(self._tightest_s, tbt_s)
 
 

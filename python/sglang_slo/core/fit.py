@@ -1,7 +1,7 @@
 """Fits the latency model to measured iterations, robustly and fast enough to do it while serving.
 
-The model is T = t0(mode) + max(compute, memory), linear in its six coefficients once it is known which of the
-two regimes an iteration is in. So two steps alternate: every sample is put into the regime that the
+The model is T = t0(mode) + c_req * requests + max(compute, memory), linear in its seven coefficients once it is
+known which of the two regimes an iteration is in. So two steps alternate: every sample is put into the regime that the
 coefficients at hand predict for it, then the coefficients are fitted with the samples' regimes fixed. A
 sample counts by its *relative* error (5 ms matter as much as 200 ms), and less the further off it is (Huber,
 1964), so that a stall of the host does not bend the model. Coefficients are never negative. What the samples
@@ -36,7 +36,8 @@ EXACT = 1e-9  # relative; no fit needs to be better
 def predict_s(c: Coefficients, samples: Samples) -> Floats:
     """`LatencyModel.iteration_s` for arrays; float[n], seconds."""
     compute, memory = _regimes(c, samples)
-    return np.where(samples.extend, c.t0_extend, c.t0_decode) + np.maximum(compute, memory)
+    fixed = np.where(samples.extend, c.t0_extend, c.t0_decode) + c.c_req * samples.requests
+    return fixed + np.maximum(compute, memory)
 
 
 def fit(
@@ -101,7 +102,7 @@ def _regimes(c: Coefficients, samples: Samples) -> tuple[Floats, Floats]:
 
 
 def _columns(samples: Samples, compute_bound: Mask) -> Floats:
-    """The design matrix float[n, 6] with the regimes fixed, in the order of `Coefficients`."""
+    """The design matrix float[n, 7] with the regimes fixed, in the order of `Coefficients`."""
     memory_bound = ~compute_bound
     return np.column_stack(
         (
@@ -111,12 +112,13 @@ def _columns(samples: Samples, compute_bound: Mask) -> Floats:
             samples.pairs * compute_bound,
             memory_bound,
             samples.context_tokens * memory_bound,
+            samples.requests,
         )
     ).astype(np.float64)
 
 
 def _scales(samples: Samples, prior: Coefficients) -> Floats:
-    """A typical size of each coefficient, float[6]: the prior's, or what would explain a tenth of the time.
+    """A typical size of each coefficient, float[7]: the prior's, or what would explain a tenth of the time.
 
     The design matrix is taken in both regimes: it is not known yet which one a coefficient will be fitted in.
     """
@@ -157,13 +159,13 @@ def _alternate(
 def _solve(
     columns: Floats, seconds: Floats, root_weight: Floats, prior: Floats, scale: Floats, pull: float
 ) -> Floats:
-    """Weighted least squares with coefficients of at least zero, pulled towards the prior; float[6].
+    """Weighted least squares with coefficients of at least zero, pulled towards the prior; float[7].
 
     In units of `scale`, x = theta / scale: minimise |A x - b|^2 + pull |x - prior / scale|^2. With errors of
     variance s^2 and a prior of relative variance p^2 the most probable x has pull = s^2 / p^2. The normal
-    matrix A'A + pull I = L L' is 6 x 6, and the same x minimises |L' x - L^-1 (A'b + pull prior / scale)|.
+    matrix A'A + pull I = L L' is 7 x 7, and the same x minimises |L' x - L^-1 (A'b + pull prior / scale)|.
     """
     a, b = columns * scale * root_weight[:, None], seconds * root_weight
-    lower = np.linalg.cholesky(a.T @ a + pull * np.eye(6))
+    lower = np.linalg.cholesky(a.T @ a + pull * np.eye(len(scale)))
     x, _ = nnls(lower.T, np.linalg.solve(lower, a.T @ b + pull * prior / scale))
     return x * scale

@@ -1,12 +1,13 @@
 """How long an iteration takes, and its inverse: how much prefill fits into a given time.
 
-    T = t0(mode) + max(c_tok * new + c_attn * pairs,  w + c_kv * context)
-        fixed          compute                        memory traffic
+    T = t0(mode) + c_req * requests + max(c_tok * new + c_attn * pairs,  w + c_kv * context)
+        fixed      each request       compute                        memory traffic
 
 `new` tokens go through the layers (decodes count one each); `pairs` = sum over prefill chunks of
 n * (history + n/2), the query-context products of attention; `context` = all tokens whose KV is read; `w` =
-reading the weights once. A lone decode batch has its own t0. All coefficients are seconds (per token, per
-pair), all at least zero.
+reading the weights once; `c_req` = what a request costs whatever its length (kernels that work request by
+request, sampling). A lone decode batch has its own t0. All coefficients are seconds (per token, pair or
+request), all at least zero.
 The same JSON profile drives the server and the twin.
 """
 
@@ -33,6 +34,7 @@ class BatchShape:
     new_tokens: int = 0
     pairs: float = 0.0
     context_tokens: int = 0
+    requests: int = 0
 
     def with_chunk(self, history_tokens: int, new_tokens: int) -> BatchShape:
         """This batch with one more prefill chunk of `new_tokens` behind `history_tokens` in the cache."""
@@ -41,17 +43,18 @@ class BatchShape:
             self.new_tokens + new_tokens,
             self.pairs + new_tokens * (history_tokens + new_tokens / 2),
             self.context_tokens + history_tokens + new_tokens,
+            self.requests + 1,
         )
 
 
 def decode_shape(requests: int, context_tokens: int) -> BatchShape:
     """A batch of `requests` decodes that together read `context_tokens` of KV."""
-    return BatchShape(False, requests, 0.0, context_tokens)
+    return BatchShape(False, requests, 0.0, context_tokens, requests)
 
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """The seven numbers of the model, in seconds (per token, per pair)."""
+    """The seven numbers of the model, in seconds (per token, pair, request)."""
 
     t0_extend: float
     t0_decode: float
@@ -59,6 +62,7 @@ class Coefficients:
     c_attn: float
     w: float
     c_kv: float
+    c_req: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class LatencyModel:
         c = self.coefficients
         compute = c.c_tok * shape.new_tokens + c.c_attn * shape.pairs
         memory = c.w + c.c_kv * shape.context_tokens
-        return (c.t0_extend if shape.extend else c.t0_decode) + max(compute, memory)
+        fixed = (c.t0_extend if shape.extend else c.t0_decode) + c.c_req * shape.requests
+        return fixed + max(compute, memory)
 
     def safe_iteration_s(self, shape: BatchShape) -> float:
         """Seconds that an iteration of this shape exceeds only in the tail of the residuals."""
@@ -104,14 +109,15 @@ class LatencyModel:
         """Most tokens n so that `base` with a chunk of n behind `history_tokens` is predicted to fit.
 
         Exact: iteration_s(n) <= time_s < iteration_s(n + 1); 0 if not even one token fits.
-        From t0 + max(compute, memory) <= time_s both sides are solved alone, b = time_s - t0:
+        From t0 + c_req (requests0 + 1) + max(compute, memory) <= time_s both sides are solved alone, with
+        b = time_s - t0 - c_req (requests0 + 1):
         compute  c_attn/2 n^2 + (c_tok + c_attn h) n + (c_tok new0 + c_attn pairs0) <= b     (quadratic in n)
         memory   w + c_kv (context0 + h + n) <= b                                            (linear in n)
         """
         if time_s == math.inf:
             return MOST_TOKENS
         c = self.coefficients
-        b = time_s - c.t0_extend
+        b = time_s - c.t0_extend - c.c_req * (base.requests + 1)
         a2, a1 = c.c_attn / 2, c.c_tok + c.c_attn * history_tokens
         a0 = c.c_tok * base.new_tokens + c.c_attn * base.pairs - b
         compute = memory = math.inf
@@ -161,7 +167,7 @@ class LatencyModel:
             raise ProfileError(f"profile {where}: need an object with `coefficients`")
         names = Coefficients.__dataclass_fields__
         for name in names:
-            value = raw["coefficients"].get(name)
+            value = raw["coefficients"].get(name, 0.0 if name == "c_req" else None)  # many devices have none
             if not _number_of(0)(value):
                 raise ProfileError(
                     f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}"

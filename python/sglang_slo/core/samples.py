@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sglang_slo.core.latency import BatchShape
 
 Floats = NDArray[np.float64]
-Row = tuple[float, float, float, float, float, float]  # a line of `Samples`
+Row = tuple[float, float, float, float, float, float, float]  # a line of `Samples`
+WIDTH = 7  # of a row
 
 PER_BIN = 8
 CAPACITY = 512  # samples in bins
@@ -35,6 +36,7 @@ class Samples:
     new_tokens: Floats
     pairs: Floats
     context_tokens: Floats
+    requests: Floats
     seconds: Floats
     weight: Floats
 
@@ -45,9 +47,9 @@ class Samples:
 
     @staticmethod
     def stack(rows: Sequence[Row] | Floats) -> Samples:
-        """From rows in the order of the fields, float[n, 6] or a list of n."""
-        table = np.array(rows, np.float64).reshape(len(rows), 6)
-        return Samples(table[:, 0] > 0, *(table[:, i] for i in range(1, 6)))
+        """From rows in the order of the fields, float[n, 7] or a list of n."""
+        table = np.array(rows, np.float64).reshape(len(rows), WIDTH)
+        return Samples(table[:, 0] > 0, *(table[:, i] for i in range(1, WIDTH)))
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -60,7 +62,7 @@ class SampleWindow:
         self.added = 0
         self._bins: OrderedDict[tuple[int, ...], deque[Row]] = OrderedDict()  # least recently filled first
         self._touched: dict[tuple[int, ...], int] = {}
-        self._recent = np.zeros((RECENT, 6))  # a ring
+        self._recent = np.zeros((RECENT, WIDTH))  # a ring
         self._judged = 0
         self._held = 0
 
@@ -99,7 +101,15 @@ class SampleWindow:
 
 
 def _row(shape: BatchShape, seconds: float, weight: float) -> Row:
-    return (shape.extend, shape.new_tokens, shape.pairs, shape.context_tokens, seconds, weight)
+    return (
+        shape.extend,
+        shape.new_tokens,
+        shape.pairs,
+        shape.context_tokens,
+        shape.requests,
+        seconds,
+        weight,
+    )
 
 
 def _bin(shape: BatchShape) -> tuple[int, ...]:

@@ -236,7 +236,7 @@ class RequestBook:
 def attainable(slo: Slo, prompt_tokens: int, model: LatencyModel) -> tuple[Slo, bool]:
     """The limits that a lone request of this size could meet on this hardware; the others become none."""
     c = model.coefficients
-    alone_s = c.t0_extend + model.prefill_s(0, prompt_tokens)
+    alone_s = c.t0_extend + c.c_req + model.prefill_s(0, prompt_tokens)
     decode_s = model.iteration_s(decode_shape(1, prompt_tokens))
     ttft_s = slo.ttft_s if alone_s <= slo.ttft_s else np.inf
     tbt_s = slo.tbt_s if decode_s <= slo.tbt_s else np.inf

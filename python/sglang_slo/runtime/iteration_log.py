@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sglang_slo.runtime.book import Launch
 
 ENV = "SGLANG_SLO_ITERATION_LOG"
-COLUMNS = "launched_s,idle_s,duration_s,extend,new_tokens,pairs,context_tokens"
+COLUMNS = "launched_s,idle_s,duration_s,extend,new_tokens,pairs,context_tokens,requests"
 
 
 class IterationLog:
@@ -35,5 +35,5 @@ class IterationLog:
         s = launch.shape
         self._out.write(
             f"{launch.launched_s:.6f},{launch.idle_s:.6f},{launch.duration_s:.6f},{int(s.extend)},"
-            f"{s.new_tokens},{s.pairs:.1f},{s.context_tokens}\n"
+            f"{s.new_tokens},{s.pairs:.1f},{s.context_tokens},{s.requests}\n"
         )

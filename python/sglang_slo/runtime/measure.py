@@ -41,7 +41,7 @@ class Case:
         """What the latency model will know of it."""
         base = decode_shape(self.decodes, self.decodes * self.context)
         if self.chunks:
-            base = BatchShape(True, base.new_tokens, 0.0, base.context_tokens)
+            base = BatchShape(True, base.new_tokens, 0.0, base.context_tokens, base.requests)
         for history, new in self.chunks:
             base = base.with_chunk(history, new)
         return base

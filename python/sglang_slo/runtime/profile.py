@@ -32,7 +32,7 @@ from sglang_slo.runtime.demo_model import cache_dir
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of what is measured and how: part of the key
+VERSION = 3  # of what is measured and how: part of the key
 GUESS = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="guess")
 LARGEST_POOL_OCTAVE = 17  # bits of the size of a pool that holds every case
 MEASURE_S = 4.0  # device time of measuring at start-up, about; a pass that has begun is finished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sglang_slo.core.latency import BatchShape
+from sglang_slo.core.latency import BatchShape, decode_shape
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -30,9 +30,9 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape:
     context = int(lengths.sum())
     first = prefills(batch)
     if not batch.forward_mode.is_extend():
-        return BatchShape(False, len(batch.reqs), 0.0, context)
+        return decode_shape(len(batch.reqs), context)
     new, pairs = 0, 0.0
     for n, length in zip(batch.extend_lens[:first], lengths[:first].tolist(), strict=True):
         new += n
         pairs += n * (length - n + n / 2)
-    return BatchShape(True, new + len(batch.reqs) - first, pairs, context)
+    return BatchShape(True, new + len(batch.reqs) - first, pairs, context, len(batch.reqs))

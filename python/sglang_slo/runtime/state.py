@@ -84,7 +84,7 @@ def headroom(
     running = set(table.bucket[decoding].tolist())
     spare_kv = int(max(kv["capacity"] - kv["reserve"] - kv["forecast_peak"], 0))
     context = int(table.context_tokens(decoding).sum())
-    base = BatchShape(True, len(decoding), 0.0, context)
+    base = BatchShape(True, len(decoding), 0.0, context, len(decoding))
     found = {}
     for index in sorted(declared | running | queued | {BEST_EFFORT_BUCKET}):
         limit = TIGHTEST_BUCKET_S * BUCKET_RATIO**index

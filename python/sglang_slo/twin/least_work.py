@@ -5,19 +5,19 @@ in the prefix cache are charged once for all of them, KV may be moved away betwe
 batches are as full as the KV cache allows. `bound.py` adds these figures up over intervals of time.
 
 Derivation. A pass of mode m (e: extend, d: decode) with prefill compute P, n decode tokens and contexts of C
-tokens in all, U of them not shared with anyone, takes T = t0_m + max(P + c_tok n, w + c_kv C). For any mix 0
-<= a_m <= 1
+tokens in all, U of them not shared with anyone, takes T = t0_m + c_req R + max(P + c_tok n, w + c_kv C) with R
+its requests. For any mix 0 <= a_m <= 1, c_req R aside,
 
     T >= t0_m + a_m (P + c_tok n) + (1 - a_m) (w + c_kv C)           a maximum is at least any weighted mean
       =  a_m (P + c_tok n) + (1 - a_m) c_kv C + F_m                  F_m = t0_m + (1 - a_m) w, the fixed part
       >= a_m (P + c_tok n) + (1 - a_m) c_kv C + F_m U / M            U <= M, the KV capacity
 
-which is a sum over the requests in the pass. So a prompt costs at least a_e P, and a decode token of context
-u (u' of it its own) at least min over m of a_m c_tok + (1 - a_m) c_kv u + F_m u' / M, whatever it is batched
-with. Each `Mix` is one choice of (a_e, a_d): with (1, 1) compute is counted, with (0, 0) memory traffic and
-KV area (tokens held x least time held), with (1, 0) prefill by compute and lone decodes by memory. P of a
-chunk of n tokens behind h is c_tok n + c_attn n (h + n/2), and its sum over the chunks of a prompt does not
-depend on the cuts.
+which is a sum over the requests in the pass, as c_req R is. So a prompt costs at least c_req + a_e P, and a
+decode token of context u (u' of it its own) at least c_req + min over m of a_m c_tok + (1 - a_m) c_kv u
++ F_m u' / M, whatever it is batched with. Each `Mix` is one choice of (a_e, a_d): with (1, 1) compute is
+counted, with (0, 0) memory traffic and KV area (tokens held x least time held), with (1, 0) prefill by compute
+and lone decodes by memory. P of a chunk of n tokens behind h is c_tok n + c_attn n (h + n/2), and its sum over
+the chunks of a prompt does not depend on the cuts.
 
 Deadlines. The pass of token k (k = 0 is the first) must end by arrival + ttft + k tbt - (CPU time of handing
 the token out) if no gap of the request may be longer than tbt. By the 99th percentile floor((tokens - 1) /
@@ -186,11 +186,11 @@ class _OneRequest:
         apart.
         """
         d, jobs = self.jobs.device, self.jobs
-        first_s = d.t0_extend + max(self.prefill_s, d.w + d.c_kv * self.inputs)
+        first_s = d.t0_extend + d.c_req + max(self.prefill_s, d.w + d.c_kv * self.inputs)
         if jobs.before_s + first_s + jobs.after_s > self.slo.ttft_s + 1e-9:
             return True
         contexts = self.inputs + np.arange(1, self.outputs)
-        least_gap_s = self.least_t0_s + np.maximum(d.c_tok, d.w + d.c_kv * contexts)
+        least_gap_s = self.least_t0_s + d.c_req + np.maximum(d.c_tok, d.w + d.c_kv * contexts)
         broken = int((least_gap_s > self.slo.tbt_s + 1e-9).sum())
         return broken > jobs.exceptions(self.i) or self.inputs + self.outputs - 1 > jobs.kv_capacity_tokens
 
@@ -199,7 +199,8 @@ class _OneRequest:
         jobs, d = self.jobs, self.jobs.device
         start = float(jobs.arrival_s[self.i]) + jobs.before_s
         first = [
-            mix.extend * self.prefill_s
+            d.c_req
+            + mix.extend * self.prefill_s
             + (1 - mix.extend) * d.c_kv * self.inputs
             + (d.t0_extend + (1 - mix.extend) * d.w) * self.private / jobs.kv_capacity_tokens
             for mix in MIXES
@@ -210,8 +211,8 @@ class _OneRequest:
         tokens = np.arange(1, self.outputs)
         costs = np.array([self._token_s(mix, tokens) for mix in MIXES])
         # Token k is of a pass after those of the first token and of k - 1 others.
-        first_out_s = start + d.t0_extend + max(self.prefill_s, d.w)
-        pass_s = self.least_t0_s + max(d.c_tok, d.w)
+        first_out_s = start + d.t0_extend + d.c_req + max(self.prefill_s, d.w)
+        pass_s = self.least_t0_s + d.c_req + max(d.c_tok, d.w)
         for part in np.array_split(np.arange(len(tokens)), min(PIECES, len(tokens))):
             due = _due_s(jobs, self.i, int(tokens[part[-1]]))
             release = first_out_s + (int(tokens[part[0]]) - 1) * pass_s
@@ -226,4 +227,4 @@ class _OneRequest:
             fixed = t0 + (1 - a) * d.w
             return a * d.c_tok + (1 - a) * d.c_kv * context + fixed * own / capacity
 
-        return np.minimum(share(d.t0_extend, mix.extend), share(d.t0_decode, mix.decode))
+        return d.c_req + np.minimum(share(d.t0_extend, mix.extend), share(d.t0_decode, mix.decode))

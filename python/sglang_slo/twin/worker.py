@@ -16,7 +16,7 @@ import torch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 
-from sglang_slo.core.latency import BatchShape
+from sglang_slo.core.latency import BatchShape, decode_shape
 from sglang_slo.twin.tokens import EOS_ID, VOCAB
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def batch_shape(batch: ScheduleBatch) -> tuple[BatchShape, int]:
     lengths = batch.seq_lens_cpu
     context = int(lengths.sum())
     if not batch.forward_mode.is_extend():
-        return BatchShape(False, len(batch.reqs), 0.0, context), 0
+        return decode_shape(len(batch.reqs), context), 0
     prefills = len(batch.reqs) - len(batch.decoding_reqs or ())
     new, pairs = 0, 0.0
     for n, length in zip(batch.extend_lens[:prefills], lengths[:prefills].tolist(), strict=True):
         new += n
         pairs += n * (length - n + n / 2)
-    return BatchShape(True, new + len(batch.reqs) - prefills, pairs, context), prefills
+    return BatchShape(True, new + len(batch.reqs) - prefills, pairs, context, len(batch.reqs)), prefills
