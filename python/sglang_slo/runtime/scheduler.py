@@ -86,6 +86,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_viewer, self.slo_applier = Viewer(self), Applier(self)
         self.slo_tick = Tick(clock.now(), confidence=self.slo_config.confidence_high)
         self.slo_ended: list[tuple[int, float]] = []
+        # Where a pass has ended when its launch returns, its results are processed a whole pass later.
+        self.slo_forward_blocks = getattr(self.tp_worker, "forward_blocks", self.device == "cpu")
         self.slo_plan: IterationPlan | None = None
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
@@ -371,6 +373,8 @@ class SloScheduler(stock.Scheduler):
             self._note_launch(batch)
         except Exception as error:
             self._failed("a launch", error)
+        if self.slo_forward_blocks:
+            self.slo_ended.append((self.forward_ct, clock.now()))
         return result
 
     def _note_launch(self, batch: ScheduleBatch) -> None:
@@ -394,7 +398,8 @@ class SloScheduler(stock.Scheduler):
         super().process_batch_result(batch, result)
         if self.slo_on:
             now = clock.now()
-            self.slo_ended.append((batch.forward_iter, now))
+            if not self.slo_forward_blocks:
+                self.slo_ended.append((batch.forward_iter, now))
             try:
                 for req in self.slo_book.tokens_out(batch.reqs):
                     self.slo_gone(req)

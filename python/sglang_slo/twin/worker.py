@@ -56,6 +56,7 @@ class TwinWorker(TpModelWorker):
     """A worker whose passes take virtual time."""
 
     recorder: Recorder
+    forward_blocks = False  # on the virtual device, as on a GPU
 
     def forward_batch_generation(self, batch: ScheduleBatch, *_: Any, **__: Any) -> GenerationBatchResult:
         """Launch the batch on the virtual engine; its result carries `start_s` and `end_s`."""
