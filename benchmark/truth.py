@@ -1,16 +1,20 @@
 """Does the twin tell the truth? One workload on a real server and in the twin with the profile measured
 there.
 
-    python benchmark/truth.py            # the demo model on this machine's CPU, about three minutes
+    python benchmark/truth.py --disable-overlap-schedule    # the demo model on this machine's CPU, four minutes
 
 1. starts our server, which first measures the profile of this machine (`--seconds` of passes),
-2. replays the workload over HTTP, while the server logs what each iteration took,
-3. runs the same workload in the twin with the measured profile, ours in both,
-4. prints medians side by side: time to first token, gap, iteration time; each within 15 % or said not to be.
+2. rehearses: replays the workload with another seed, from which the server learns what iterations take while
+   client, tokenizer and detokenizer want the same cores; takes the profile that it has then,
+3. sends some requests one by one: what their first tokens take beyond their iteration is HTTP and tokenizer,
+   of which the twin knows nothing (`--overhead-ms` gives a figure instead),
+4. replays the workload with its own seed, while the server logs what each iteration took,
+5. runs that in the twin with the profile of 2, ours in both, and adds the overhead of 3 to first tokens,
+6. prints medians side by side: time to first token, gap, iteration time; each within 15 % or said not to be.
 
-The twin knows the scheduler and the device. It does not know HTTP, tokenizer and detokenizer: `--overhead-ms`
-of them (default: none) is added to its first tokens and printed. On a machine that is busy with something
-else the check means nothing.
+Where the forward pass runs on the CPU there is nothing to overlap with: launching blocks until it has run, and
+the twin, whose virtual device is a GPU, is right about such a server only without the overlap scheduler. On a
+machine that is busy with something else the check means nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import argparse
 import csv
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +33,8 @@ from numpy.typing import NDArray
 
 from client import replay
 from servers import ServerError, end_cleanly, server
-from sglang_slo.core.latency import LatencyModel, ProfileError
-from sglang_slo.profile import MEASURE_ENV
+from sglang_slo.core.latency import ProfileError
+from sglang_slo.profile import MEASURE_ENV, describe, of_running
 from sglang_slo.runtime.iteration_log import ENV as ITERATION_LOG
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.runs import Spec, run_all
@@ -39,6 +44,8 @@ TOLERANCE = 0.15
 WORKLOAD = Path(__file__).parent / "workloads" / "truth.yaml"
 # The twin's defaults; a server picks others by the size of the device.
 SAME_FLAGS = ["--chunked-prefill-size", "2048", "--max-running-requests", "256"]
+LONE = 20  # requests sent one by one
+LONE_LOAD = 0.4  # of the workload's: one has ended before the next comes
 
 
 @dataclass(frozen=True)
@@ -77,22 +84,38 @@ def figures(
             "time to first token", median(real.requests.ttft_s), median(twin.requests.ttft_s) + overhead_s
         ),
         Figure(
-            "TBT (a request's 99th percentile gap)",
-            median(real.requests.tbt_s[many]),
-            median(twin.requests.tbt_s[many]),
+            "TBT (a request's mean gap)",
+            median(real.requests.tpot_s[many]),
+            median(twin.requests.tpot_s[many]),
         ),
-        Figure("mean gap", median(real.requests.tpot_s[many]), median(twin.requests.tpot_s[many])),
         Figure("iteration", median(real_iterations_s), median(twin.iterations.duration_s)),
     ]
 
 
-def read_iterations(path: Path) -> NDArray[np.float64]:
-    """Durations from a server's iteration log, seconds. Raises ValueError if it holds none."""
+def overhead(alone: RunResult, iterations: dict[str, NDArray[np.float64]]) -> float:
+    """Median seconds that first tokens of requests sent one by one take beyond their prefill, one pass each.
+
+    Raises ValueError if there are fewer passes than requests; those before belong to warming up.
+    """
+    ttft_s = alone.requests.ttft_s
+    prefill_s = iterations["duration_s"][iterations["extend"] > 0][-len(ttft_s) :]
+    if len(prefill_s) < len(ttft_s):
+        raise ValueError(f"{len(ttft_s)} requests sent one by one made {len(prefill_s)} prefill passes")
+    return float(np.median(ttft_s - prefill_s))
+
+
+def read_iterations(
+    path: Path, from_s: float = 0.0, until_s: float = float("inf")
+) -> dict[str, NDArray[np.float64]]:
+    """Columns of a server's iteration log, of iterations launched between these times of the monotone clock.
+
+    Raises ValueError if there are none.
+    """
     with path.open() as file:
-        durations = [float(row["duration_s"]) for row in csv.DictReader(file)]
-    if not durations:
+        rows = [row for row in csv.DictReader(file) if from_s <= float(row["launched_s"]) < until_s]
+    if not rows:
         raise ValueError(f"{path}: no iteration was logged")
-    return np.array(durations)
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def with_profile(workload: Path, profile: Path, folder: Path) -> Path:
@@ -122,29 +145,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace, flags: list[str]) -> list[Figure]:
-    """Both runs and their figures."""
+    """All runs, and the figures of both."""
     profile, log = args.out / "profile.json", args.out / "iterations.csv"
     log.unlink(missing_ok=True)
     environment = {
-        MEASURE_ENV: json.dumps({"out": str(profile.resolve()), "seconds": args.seconds}),
+        MEASURE_ENV: json.dumps(
+            {"out": str((args.out / "at-start.json").resolve()), "seconds": args.seconds}
+        ),
         ITERATION_LOG: str(log.resolve()),
     }
-    real_workload = load_workload(str(args.workload), load=args.load)
+    name = str(args.workload)
+    workload = load_workload(name, load=args.load)
+    rehearsal = load_workload(name, load=args.load, seed=workload.seed + 1)
+    lone = load_workload(name, load=LONE_LOAD, seed=workload.seed + 2, max_requests=LONE)
     with server("slo", flags, args.out / "server.log", environment) as url:
-        before = len(log.read_text().splitlines()) if log.exists() else 0
-        real = replay(real_workload, url, "real")
-    model = LatencyModel.load(profile)
+        replay(rehearsal, url, "rehearsal")
+        model = of_running(url)
+        model.save(profile)
+        before_s = time.monotonic()
+        alone = replay(lone, url, "one by one")
+        between_s = time.monotonic()
+        real = replay(workload, url, "real")
+    overhead_s = overhead(alone, read_iterations(log, before_s, between_s))
+    if args.overhead_ms is not None:
+        overhead_s = args.overhead_ms / 1e3
     copy = with_profile(Path(args.workload), profile, args.out)
     [twin] = run_all([Spec(str(copy), "slo", tuple(flags), load=args.load)], 1, None, keep=False)
-    iterations = read_iterations(log)[max(before - 1, 0) :]
-    overhead_s = args.overhead_ms / 1e3
-    fit = model.meta.get("fit", {})
+    iterations = read_iterations(log, between_s)
     print(
-        f"{len(real_workload)} requests, {len(iterations)} real and {len(twin.iterations.start_s)} twin "
-        f"iterations; profile of {fit.get('cases')} cases, median error {fit.get('median_error', 0):.1%}; "
-        f"{args.overhead_ms:g} ms for HTTP and tokenizer; {real.notes['errors']:.0f} errors"
+        f"{len(workload)} requests, {len(iterations['extend'])} real and {len(twin.iterations.start_s)} twin iterations; "
+        f"{1e3 * overhead_s:.2f} ms for HTTP and tokenizer; {real.notes['errors']:.0f} errors\n{describe(model)}"
     )
-    return figures(real, twin, iterations, overhead_s)
+    return figures(real, twin, iterations["duration_s"], overhead_s)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workload", type=Path, default=WORKLOAD, help="a YAML file (default: %(default)s)")
     parser.add_argument("--load", type=float, default=1.0, help="factor on all arrival rates")
     parser.add_argument("--seconds", type=float, default=10.0, help="device time of measuring the profile")
-    parser.add_argument("--overhead-ms", type=float, default=0.0, help="of HTTP and tokenizer (default: 0)")
+    parser.add_argument("--overhead-ms", type=float, help="of HTTP and tokenizer (default: measured)")
     parser.add_argument("--out", type=Path, default=Path("out/truth"), help="folder for profile and logs")
     parser.add_argument("--json", action="store_true", help="also one line of JSON")
     return parser

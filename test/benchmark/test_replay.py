@@ -88,8 +88,9 @@ def test_truth_says_what_is_not_within() -> None:
 
 def test_truth_reads_the_log_and_runs_the_workload_on_the_measured_profile(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
-    log.write_text("launched_s,duration_s\n0.0,0.5\n1.0,0.25\n")
-    assert read_iterations(log).tolist() == [0.5, 0.25]
+    log.write_text("launched_s,duration_s\n0.0,0.5\n1.0,0.25\n2.0,0.125\n")
+    assert read_iterations(log)["duration_s"].tolist() == [0.5, 0.25, 0.125]
+    assert read_iterations(log, 1.0, 2.0)["duration_s"].tolist() == [0.25]
     log.write_text("launched_s,duration_s\n")
     with pytest.raises(ValueError, match="no iteration"):
         read_iterations(log)
