@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,7 +175,7 @@ def test_a_bad_flag_is_named(argv: list[str], named: str, capsys: pytest.Capture
 
 
 def test_a_running_server_tells_its_model() -> None:
-    latency = {**dict(zip(H200.__slots__, [6e-3, 1e-3, 2.7e-5, 1.3e-9, 4e-3, 3.3e-8], strict=True))}
+    latency = asdict(H200)
     latency |= {"residual_quantile": 1.2, "drift": 1.1, "samples": 300, "refits": 4}
     status = {"replicas": [{"now": {"latency": latency, "kv": {"capacity": 5000}}}]}
     model = command.from_status(status, "http://x")
