@@ -18,13 +18,14 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pieces import PIECES, SCENES, Scene, Setup
 from sglang_slo.twin.workload import WorkloadError
 
 FOLDER = Path(__file__).parent
 SEEDS = "7,8,9"
+Number = TypeVar("Number", int, float)
 HEADINGS = {
     "attainment": "Attainment against load",
     "capacity": "Capacity: the highest load with 90 % of requests within their limits",
@@ -92,11 +93,18 @@ def chosen(args: argparse.Namespace) -> tuple[list[Scene], list[str]]:
             raise ValueError(f"{flag}: need some of {', '.join(those)}, got {wrong[0]!r}")
     scenes = [replace(known[name], max_requests=args.max_requests) for name in names]
     if args.loads:
-        loads = tuple(float(x) for x in args.loads.split(","))
+        loads = _numbers("--loads", args.loads, float)
         scenes = [
             replace(s, loads=loads, main_load=min(loads, key=lambda x: abs(x - s.main_load))) for s in scenes
         ]
     return scenes, pieces
+
+
+def _numbers(flag: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(kind(x) for x in text.split(","))
+    except ValueError:
+        raise ValueError(f"{flag}: need numbers by comma, got {text!r}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         scenes, pieces = chosen(args)
-        seeds = tuple(int(s) for s in args.seeds.split(","))
+        seeds = _numbers("--seeds", args.seeds, int)
         grid = "quick" if args.quick_grid else "usual"
         setup = Setup(seeds, args.jobs, args.data, args.folder / "plots", grid)
         for scene in scenes if not args.page_only else ():

@@ -81,6 +81,12 @@ def test_an_unknown_choice_names_its_flag(workloads: str | None, pieces: str | N
         results.chosen(args)
 
 
+@pytest.mark.parametrize("argv", [["--loads", "1,x"], ["--seeds", "7,,8"]])
+def test_a_number_that_is_none_names_its_flag(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main([*argv, "--page-only", "--workloads", "mix"]) == 2
+    assert argv[0] in capsys.readouterr().err
+
+
 def test_truth_says_what_is_not_within() -> None:
     assert "NOT within" in Figure("x", 0.1, 0.12).line()
     assert "NOT" not in Figure("x", 0.1, 0.11).line()

@@ -108,6 +108,7 @@ BAD_YAML = [
     ({"max_requests": "many"}, "max_requests"),
     ({"classes": {"chat": {"ttft": 5}}}, "classes.chat.ttft"),
     ({"colour": 1}, "colour"),
+    ({"predictor": "crystal ball"}, "predictor"),
     ({"streams": []}, "streams"),
     ({"streams": [{"class": "chat", "trace": "no.csv"}]}, "streams[0].trace"),
     ({"streams": [{"class": "code", "trace": "trace.csv"}]}, "streams[0].class"),
