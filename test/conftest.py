@@ -142,7 +142,8 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(slo_yaml: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The demo model under our scheduler; shared by all tests that need no flags of their own."""
-    flags = ["--slo-config", str(slo_yaml), "--enable-metrics"]
+    # idle schedulers spin: this one would take a core from the servers that other tests start beside it
+    flags = ["--slo-config", str(slo_yaml), "--enable-metrics", "--sleep-on-idle"]
     flags += ["--enable-lora", "--lora-paths", f"other={lora}", "--lora-backend", "torch_native"]
     with running(tmp_path_factory.mktemp("shared"), *flags) as shared:
         assert shared.status()["policy"] == "slo"
