@@ -7,6 +7,7 @@ Second figure: planning with hundreds running and thousands waiting, timed where
 ledger and plan).
 
     python benchmark/scheduler_cpu.py --workload mix-generated --runs 5
+    python benchmark/scheduler_cpu.py --stock "--enable-mixed-chunk --chunked-prefill-size 512"
     python benchmark/scheduler_cpu.py --profile ours     # where the time goes
 """
 
@@ -18,6 +19,7 @@ import cProfile
 import json
 import pickle
 import pstats
+import shlex
 import statistics
 import sys
 import time
@@ -196,7 +198,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     ratios, rows = [], []
     for i in range(args.runs):
         order = ("stock", "slo") if i % 2 == 0 else ("slo", "stock")
-        row = {name: measure(workload, name, args.flags if name == "slo" else []) for name in order}
+        row = {name: measure(workload, name, args.flags if name == "slo" else args.stock) for name in order}
         rows.append(row)
         ratios.append(row["slo"]["cpu_us"] / row["stock"]["cpu_us"])
         both = ", ".join(
@@ -223,7 +225,8 @@ def profile(args: argparse.Namespace) -> None:
         def run_event_loop(self) -> None:
             profiler.runcall(super().run_event_loop)  # type: ignore[misc]
 
-    driver.run(workload, "stock" if args.profile == "stock" else "slo", args.flags, watcher=Profiled)
+    stock = args.profile == "stock"
+    driver.run(workload, "stock" if stock else "slo", args.stock if stock else args.flags, watcher=Profiled)
     stats = pstats.Stats(profiler, stream=sys.stdout)
     stats.sort_stats("cumulative").print_stats("sglang_slo|sglang/srt/managers", 70)
     stats.sort_stats("tottime").print_stats(40)
@@ -242,7 +245,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="plannings to time; 0: none")
     parser.add_argument("--profile", choices=("ours", "stock"), help="print where the time goes, and end")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--stock", default="", help="flags of stock, in one word (default: none)")
     args, args.flags = parser.parse_known_args()
+    args.stock = shlex.split(args.stock)
     if args.profile:
         profile(args)
         return
