@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
+import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from sglang.srt.managers.io_struct import AbortReq
 
 from invariants import Watched
+from sglang_slo.runtime.tick import Tick
 from sglang_slo.twin import driver
+from sglang_slo.twin.recorder import request_number
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.workload import Workload, load_workload
 
@@ -45,6 +51,47 @@ def test_invariants_hold_in_every_iteration(scheduler: str, workload: str) -> No
     result = driver.run(load, scheduler, ["--schedule-conservativeness", "0.1"], watcher=Watched)
     assert Watched.checked - before >= len(result.iterations.start_s)
     assert result.requests.finished.all()
+
+
+class Leaving(Watched):
+    """Every so often a client gives up, with preference for those whose request is off the device."""
+
+    left: set[str]  # requests aborted where no token could be on its way
+    last: Any  # the scheduler
+    chance: random.Random
+
+    @classmethod
+    def begin(cls, seed: int) -> None:
+        cls.left, cls.last, cls.chance = set(), None, random.Random(seed)
+
+    def process_input_requests(self: Any, recv_reqs: list[Any]) -> None:
+        Leaving.last = self
+        if Leaving.chance.random() < 0.02:
+            away = [req.rid for req in self.slo_preempt.alive()]
+            there = away or [req.rid for req in self._holders() if not req.finished()]
+            if there:
+                rid = Leaving.chance.choice(sorted(there))
+                at = next((i for i, r in enumerate(recv_reqs) if isinstance(r, Tick)), len(recv_reqs))
+                recv_reqs.insert(at, AbortReq(rid=rid))  # as SGLang: all whose id begins so
+                Leaving.left |= {r for r in away if r.startswith(rid)}
+        super().process_input_requests(recv_reqs)
+
+
+@pytest.mark.parametrize("way", ["swap", "auto"])
+def test_invariants_hold_while_clients_leave_and_nothing_is_left_in_the_pools(way: str) -> None:
+    """SGLANG_SLO_TEST_REQUESTS makes it longer."""
+    requests = int(os.environ.get("SGLANG_SLO_TEST_REQUESTS", "120"))
+    flags = ["--slo-preempt", way, "--slo-host-kv-gb", "1", "--slo-max-preemptions", "8"]
+    Leaving.begin(seed=1)
+    result = driver.run(crowded(requests), "slo", flags, watcher=Leaving)
+    s = Leaving.last
+    assert s.slo_preempt.counts["swap"] > 0 and Leaving.left
+    assert not any(result.requests.finished[request_number(rid)] for rid in Leaving.left)
+    free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
+    assert free == s.max_total_num_tokens
+    assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
+    assert s.slo_preempt.idle and s.slo_preempt.line.pool.used_tokens == 0
+    assert not s.slo_book.reqs and s.slo_observer.trouble.count == 0
 
 
 def test_a_crowded_pool_makes_stock_retract_and_the_recompute_is_counted() -> None:
