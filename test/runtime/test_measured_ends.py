@@ -29,7 +29,13 @@ class Device:
             return forward(batch, *args, **kwargs)
 
         scheduler.tp_worker.forward_batch_generation = timed
-        scheduler.slo_fit.add = lambda launch: self.measured.append((launch.shape.extend, launch.duration_s))
+        self.window, take = scheduler.slo_fit.window, scheduler.slo_fit.add
+
+        def noted(launch: Any) -> None:
+            self.measured.append((launch.shape.extend, launch.duration_s))
+            take(launch)
+
+        scheduler.slo_fit.add = noted
 
 
 @pytest.mark.parametrize("flags", [[], ["--disable-overlap-schedule"]], ids=["overlap", "no overlap"])
@@ -48,3 +54,6 @@ def test_each_pass_is_charged_its_own_time(
     assert {extend for extend, _ in device.measured} == {True, False}
     wrong = [(e, s) for e, s in device.measured if s != (PREFILL_S if e else DECODE_S)]
     assert not wrong
+    assert len(device.window.recent()) == len(
+        device.measured
+    )  # none is taken for one that found the device idle

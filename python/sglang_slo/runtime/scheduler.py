@@ -79,15 +79,15 @@ class SloScheduler(stock.Scheduler):
             logger.warning("sglang-slo: stock scheduling: %s", reason)
             return
         self.slo_model = startup_model(self)
-        self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap)
+        # Where a pass has ended when its launch returns, its results are processed a whole pass later.
+        self.slo_forward_blocks = getattr(self.tp_worker, "forward_blocks", self.device == "cpu")
+        self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap and not self.slo_forward_blocks)
         self.slo_book = RequestBook(self.slo_config)
         self.slo_planner = Planner(self.slo_config)
         self.slo_preempt = Preemptor(self, self.make_host_pool())
         self.slo_viewer, self.slo_applier = Viewer(self), Applier(self)
         self.slo_tick = Tick(clock.now(), confidence=self.slo_config.confidence_high)
         self.slo_ended: list[tuple[int, float]] = []
-        # Where a pass has ended when its launch returns, its results are processed a whole pass later.
-        self.slo_forward_blocks = getattr(self.tp_worker, "forward_blocks", self.device == "cpu")
         self.slo_plan: IterationPlan | None = None
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
@@ -437,6 +437,8 @@ class SloScheduler(stock.Scheduler):
 
     def on_idle(self) -> None:
         """SGLang's housekeeping; the windows of the metrics go on sliding."""
+        if self.slo_on and self.slo_book.reqs:
+            self._sweep(None)  # who was aborted while still in the last batch; no iteration may come for long
         super().on_idle()
         if self.slo_on:
             self.slo_observer.refresh(clock.now(), self._gauges)
