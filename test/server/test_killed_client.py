@@ -34,7 +34,7 @@ def test_requests_on_the_host_end_with_the_client_that_sent_them(tmp_path: Path)
     with running(tmp_path, *SWAPPING) as server:
         client = subprocess.Popen([sys.executable, "-c", CLIENT, server.url])
         try:
-            for _ in range(100):
+            for _ in range(1000):
                 if server.status()["replicas"][0]["now"]["swap"]["host_used"] > 0:
                     break
                 assert client.poll() is None, "the client had all its answers before anything was swapped"
