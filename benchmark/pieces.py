@@ -4,6 +4,7 @@
                  classes, every measure and what got worse at the workload's main load
     capacity     highest load that keeps 90 % of requests within limits
     parts        ours with each part switched off
+    lengths      ours with each predictor of output lengths
 
 Runs are kept by the twin's cache, so a piece that was stopped goes on where it was. Best stock is searched
 anew for each workload and load, on the first seed, and then run on all seeds.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from sglang_slo.twin import plot, runs
 from sglang_slo.twin.bound import RULES, bound
 from sglang_slo.twin.capacity import capacity
 from sglang_slo.twin.compare import PARTS, best_stock
+from sglang_slo.twin.predictors import PREDICTORS
 from sglang_slo.twin.report import (
     classes_table,
     markdown_table,
@@ -160,10 +163,49 @@ def parts(scene: Scene, setup: Setup) -> str:
     return markdown_table([f"load {scene.main_load:g}", "attainment", "change", "preemptions"], rows)
 
 
+def lengths(scene: Scene, setup: Setup) -> str:
+    """Ours with each predictor at the main load, all seeds; the shifted one has learned from another workload."""
+    elsewhere = "reason" if scene.workload == "mix" else "mix"
+    with tempfile.TemporaryDirectory() as folder:
+        learned = ("--slo-model-dir", folder)
+        school = replace(
+            setup.spec(scene, 1.0, setup.seeds[0]), workload=elsewhere, scheduler="slo", argv=learned
+        )
+        run_all([replace(school, name=f"learning from {elsewhere}")], 1, show_progress, keep=False)
+        specs = [
+            replace(
+                setup.spec(scene, scene.main_load, seed),
+                scheduler="slo",
+                argv=learned if name == "shifted" else (),
+                predictor=name,
+                name=name,
+            )
+            for name in PREDICTORS
+            for seed in setup.seeds
+        ]
+        results = run_all(specs, setup.jobs, show_progress)
+    count = len(setup.seeds)
+    rows = []
+    for i, name in enumerate(PREDICTORS):
+        mine = results[i * count : (i + 1) * count]
+        tax = spread([r.measures()["recompute_tax"] for r in mine])[1]
+        rows.append(
+            [
+                f"{name} (from {elsewhere})" if name == "shifted" else name,
+                share_with_spread([r.attainment for r in mine]),
+                f"{sum(r.retractions for r in mine) / count:.1f}",
+                f"{tax:.2f}",
+            ]
+        )
+    head = [f"load {scene.main_load:g}", "attainment", "preemptions", "share of prefill done again"]
+    return markdown_table(head, rows)
+
+
 PIECES: dict[str, Callable[[Scene, Setup], str]] = {
     "attainment": attainment,
     "capacity": capacities,
     "parts": parts,
+    "lengths": lengths,
 }
 
 

@@ -30,6 +30,7 @@ HEADINGS = {
     "attainment": "Attainment against load",
     "capacity": "Capacity: the highest load with 90 % of requests within their limits",
     "parts": "What each part gives: ours with it switched off",
+    "lengths": "What knowing output lengths gives: ours with each predictor",
 }
 PREFACE = """# Results
 
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--workloads", help="some of mix,reason,agent,chat70b (default: all)")
-    parser.add_argument("--pieces", help="some of attainment,capacity,parts (default: all)")
+    parser.add_argument("--pieces", help="some of attainment,capacity,parts,lengths (default: all)")
     parser.add_argument("--seeds", default=SEEDS, help="by comma (default: %(default)s)")
     parser.add_argument(
         "--max-requests", type=int, help="for a quick look: fewer requests than the workload's"

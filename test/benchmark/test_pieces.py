@@ -10,6 +10,7 @@ from test_replay import make_result
 import pieces
 from sglang_slo.twin.capacity import Capacity
 from sglang_slo.twin.compare import PARTS
+from sglang_slo.twin.predictors import PREDICTORS
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.runs import Spec
 
@@ -24,7 +25,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pieces.Setup:
             result.settings = {"argv": result.scheduler.split()[1:]}
         return results
 
-    def run_all(specs: list[Spec], jobs: int | None, progress: object) -> list[RunResult]:
+    def run_all(specs: list[Spec], jobs: int | None, progress: object, keep: bool = True) -> list[RunResult]:
         asked.extend(specs)
         return [make_result(s.name, 9 if s.scheduler == "slo" else 5 if s.argv else 2) for s in specs]
 
@@ -54,6 +55,13 @@ def test_every_picture_that_the_page_shows_is_there(setup: pieces.Setup) -> None
 def test_parts_are_all_switched_off_one_by_one(setup: pieces.Setup) -> None:
     lines = pieces.parts(SCENE, setup).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["ours", *PARTS]
+
+
+def test_every_predictor_has_its_line_and_the_shifted_one_learns_elsewhere(setup: pieces.Setup) -> None:
+    lines = pieces.lengths(SCENE, setup).splitlines()
+    shown = [line.split(" | ")[0].strip("| ") for line in lines[2:]]
+    assert shown == [*PREDICTORS[:-1], "shifted (from reason)"] and PREDICTORS[-1] == "shifted"
+    assert all("0.900 (0.900-0.900)" in line for line in lines[2:])
 
 
 def test_capacity_is_searched_for_ours_the_best_setting_and_the_defaults(setup: pieces.Setup) -> None:
