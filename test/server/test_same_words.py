@@ -40,7 +40,7 @@ def _prompt(i: int) -> str:
     return f"{i} " + " ".join(f"w{(i * 7 + j) % 97}" for j in range(words))
 
 
-def _answers(server: Server, limits: bool, count: int = REQUESTS) -> list[str]:
+def _answers(server: Server, limits: bool) -> list[str]:
     def ask(i: int) -> str:
         slo: dict[str, Any] = {}
         if limits and i % 3:
@@ -49,7 +49,17 @@ def _answers(server: Server, limits: bool, count: int = REQUESTS) -> list[str]:
         return str(server.generate(_prompt(i), 8 + i % 57, params=params, **slo)["text"])
 
     with concurrent.futures.ThreadPoolExecutor(48) as pool:
-        return list(pool.map(ask, range(count)))
+        return list(pool.map(ask, range(REQUESTS)))
+
+
+def _answers_to_a_batch(server: Server, count: int) -> list[str]:
+    """All in one request: on slow ranks, requests sent one by one may end as fast as they come, and KV never runs short."""
+    params = [{"max_new_tokens": 8 + i % 57, "temperature": 0, "ignore_eos": True} for i in range(count)]
+    response = server.post(
+        "/generate", {"text": [_prompt(i) for i in range(count)], "sampling_params": params}
+    )
+    assert response.status_code == 200, response.text
+    return [str(answer["text"]) for answer in response.json()]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_greedy_answers_are_stocks(name: str, expected: list[str], tmp_path: Path) -> None:
     with running(tmp_path, *FLOAT32, *RUNS[name]) as ours:
-        got = _answers(ours, True, OF_TWO_RANKS if "two ranks" in name else REQUESTS)
+        two = "two ranks" in name
+        got = _answers_to_a_batch(ours, OF_TWO_RANKS) if two else _answers(ours, limits=True)
         ours.settle()
         replica = ours.status()["replicas"][0]
         log = ours.log.read_text()
