@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--loads", help="by comma (default: the workload's own)")
     parser.add_argument(
-        "--quick-grid", action="store_true", help="a dozen settings of stock, see `twin compare`"
+        "--quick-grid", action="store_true", help="some 15 settings of stock, see `twin compare`"
     )
     parser.add_argument("--data", default=os.environ.get("SGLANG_SLO_DATA"), help="folder with the traces")
     parser.add_argument("--jobs", type=int, help="processes (default: one per core that has memory for it)")
