@@ -8,10 +8,10 @@ a column changes its meaning; a model made for another version is not used.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from sglang_slo.estimator.stream import (
     tail_of,
 )
 
-VERSION = 1
+VERSION = 2
 CHARS_PER_TOKEN = 4  # length in tokens of a text of n characters: n / 4
 
 HEAD_GRAMS, OPENING_GRAMS = 160, 4  # tokens whose n-grams are hashed
@@ -115,7 +115,7 @@ def encode(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None = 
     dense = np.full((len(requests), DENSE), np.nan, np.float32)
     rows["grams"] = EMPTY
     if requests:
-        dense[:, : len(REQUEST_COLUMNS)] = [_request_columns(r) for r in requests]
+        dense[:, : len(REQUEST_COLUMNS)] = _request_columns(requests)
     with_text = np.array([r.text is not None for r in requests], bool)
     for chosen in (np.flatnonzero(with_text), np.flatnonzero(~with_text)):
         if len(chosen):
@@ -145,19 +145,24 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _request_columns(r: ArrivalFeatures) -> tuple[float, ...]:
+_READ = attrgetter(
+    *("declared_max", "temperature", "top_p", "frequency_penalty", "stop_strings"),
+    *("min_new_tokens", "ignore_eos", "constrained", "turns"),
+)
+_LOGGED = [i for i, name in enumerate(REQUEST_COLUMNS[:10]) if name.startswith("log_")]
+
+
+def _request_columns(requests: Sequence[ArrivalFeatures]) -> NDArray[np.float32]:
+    """`REQUEST_COLUMNS` [n, 16]; counts as log(1 + n)."""
+    out = np.array([(_prompt_tokens(r), *_READ(r), *r.history) for r in requests], np.float32)
+    out[:, _LOGGED] = np.log1p(np.maximum(out[:, _LOGGED], 0))
+    return out
+
+
+def _prompt_tokens(r: ArrivalFeatures) -> int:
     if r.prompt_tokens is not None:
-        prompt_tokens = r.prompt_tokens
-    elif r.token_ids is not None:
-        prompt_tokens = len(r.token_ids)
-    else:
-        prompt_tokens = len(r.text or "") // CHARS_PER_TOKEN
-    return (
-        *(math.log1p(max(0, prompt_tokens)), math.log1p(max(0, r.declared_max))),
-        *(r.temperature, r.top_p, r.frequency_penalty, r.stop_strings),
-        *(math.log1p(max(0, r.min_new_tokens)), r.ignore_eos, r.constrained, math.log1p(max(0, r.turns))),
-        *r.history,
-    )
+        return r.prompt_tokens
+    return len(r.token_ids) if r.token_ids is not None else len(r.text or "") // CHARS_PER_TOKEN
 
 
 def _streams(requests: Sequence[ArrivalFeatures], vocabulary: Vocabulary | None) -> tuple[Stream, Stream]:
@@ -203,7 +208,8 @@ def _put(
     bins: int,
     base: int,
 ) -> None:
-    out[doc, slot] = base + (hashes % np.uint64(bins)).astype(np.intp)
+    bin_of = (hashes & np.uint64(bins - 1)).astype(np.uint16)  # the numbers of bins are powers of two
+    out.reshape(-1)[doc * SLOTS + slot] = bin_of + np.uint16(base)
 
 
 def _fingerprints(head: Stream, tail: Stream) -> NDArray[np.uint64]:

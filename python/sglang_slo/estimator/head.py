@@ -183,8 +183,11 @@ def _own_groups(group: NDArray[np.uint64], use: NDArray[np.bool_]) -> list[int]:
 
 def _row_sums(values: Floats, begin: NDArray[np.intp]) -> Floats:
     """Sums [n] of values[begin[i]:begin[i + 1]]."""
-    total = np.append(0.0, np.cumsum(values))
-    return total[begin[1:]] - total[begin[:-1]]
+    sums = np.zeros(len(begin) - 1)
+    some = np.flatnonzero(begin[1:] > begin[:-1])
+    if len(some):
+        sums[some] = np.add.reduceat(values, begin[some])
+    return sums
 
 
 def _own_column(group: NDArray[np.uint64], groups: NDArray[np.uint64]) -> NDArray[np.intp]:

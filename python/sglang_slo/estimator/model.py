@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sglang_slo.core.lengths import QUANTILES
 from sglang_slo.estimator import head as text_head
-from sglang_slo.estimator.features import DENSE_COLUMNS, UNIGRAM_BINS, Rows
+from sglang_slo.estimator.features import DENSE_COLUMNS, HEAD_GRAMS, UNIGRAM_BINS, Rows
 from sglang_slo.estimator.head import TextHead
 from sglang_slo.estimator.typical import Typical
 
@@ -130,9 +130,9 @@ def _held_out(prompt: NDArray[np.uint64], seed: int) -> NDArray[np.bool_]:
 
 def _columns(rows: Rows, answers: Floats, typical: Typical) -> NDArray[np.float32]:
     """What the trees see, float32 [n, len(COLUMNS)]."""
-    grams = rows["grams"]
-    doc, slot = np.nonzero(grams < UNIGRAM_BINS)
-    flat = doc * WORD_COLUMNS + grams[doc, slot] % WORD_COLUMNS
+    grams = np.ascontiguousarray(rows["grams"][:, :HEAD_GRAMS]).ravel()
+    there = np.flatnonzero(grams < UNIGRAM_BINS)
+    flat = there // HEAD_GRAMS * WORD_COLUMNS + grams[there] % WORD_COLUMNS
     words = np.bincount(flat, minlength=len(rows) * WORD_COLUMNS).reshape(len(rows), WORD_COLUMNS)
     parts = [rows["dense"], answers, typical.columns(rows), words]
     return np.concatenate([np.asarray(p, np.float32) for p in parts], axis=1)

@@ -55,7 +55,7 @@ _SORTED_MARKS = _MARKS[_MARK_ORDER]
 _SENTENCE = np.array([MARKS.index(m) for m in SENTENCE_MARKS])
 _CLOSING = _MARKS[[MARKS.index(m) for m in CLOSING_MARKS]]
 _UNITS, _COMMON = HashSet(hash_words(LENGTH_UNITS)), HashSet(hash_words("the a an of to in and"))
-_DOC_BITS = np.uint64(0xFFFF)  # low bits that tell prompts apart while different tokens are counted
+_KEY_BITS = np.uint64(0xFFFF)
 
 Floats = NDArray[np.floating]
 Places = NDArray[np.intp]
@@ -80,33 +80,32 @@ def columns(head: Stream, tail: Stream) -> NDArray[np.float32]:
 
 def _sums(head: Stream, at: Places) -> dict[str, Floats]:
     """Columns that are sums over a prompt's tokens."""
-    flags = head.flags
-    word = (flags & (PUNCTUATION | NEWLINE)) == 0
     quotes = head.hashes == _MARKS[MARKS.index('"')]
-    before = np.cumsum(quotes)
-    offset = np.append(0, before)[np.searchsorted(head.doc, np.arange(head.n))]
-    quoted = ((before - offset[head.doc]) % 2 == 1) & ~quotes  # an odd number of quotes came before
-    summed = _totals(
-        head,
-        [
-            *(np.ones(len(at)), word, head.size * word, flags & NEWLINE, flags & UPPER, flags & DIGIT),
-            *(flags & FOREIGN, flags & NOUN, flags & GERUND, quoted, head.size >= LONG_WORD),
-            *(_COMMON.has(head.hashes), (at == 0) & ((flags & UPPER) > 0)),
-        ],
-    )
-    tokens, words, size, newlines, upper, digits, foreign, nouns, gerunds, quoted_n, long, common, opens = (
-        summed
-    )
+    before = np.cumsum(quotes, dtype=np.int32)
+    first = np.searchsorted(head.doc, np.arange(head.n))
+    offset = np.append(np.int32(0), before)[first]
+    quoted = ((before - offset[head.doc]) & 1).astype(bool) & ~quotes  # an odd number of quotes came before
+    tokens = np.bincount(head.doc, minlength=head.n)
     some = np.maximum(tokens, 1)
+    newlines, punctuation, upper, digits = _totals(head, _MARK_FIELDS[head.flags])
+    foreign, nouns, gerunds, _ = _totals(head, _KIND_FIELDS[head.flags])
+    size = np.where(head.flags & (PUNCTUATION | NEWLINE), 0, head.size)
+    words = tokens - punctuation - newlines
+    quoted_n, long, common, letters = _totals(
+        head, _fields(quoted, head.size >= LONG_WORD, _COMMON.has(head.hashes), size)
+    )
+    opens = np.zeros(head.n)
+    there = np.flatnonzero(tokens)
+    opens[there] = (head.flags[first[there]] & UPPER) > 0
     return {
         "log_tokens": np.log1p(tokens),
-        "log_mean_size": np.log1p(size / np.maximum(words, 1)),
-        "newlines": np.log1p(newlines / NEWLINE),
-        "upper_share": upper / UPPER / some,
-        "digit_tokens": np.log1p(digits / DIGIT),
-        "foreign_share": foreign / FOREIGN / some,
-        "log_abstract_nouns": np.log1p(nouns / NOUN),
-        "log_gerunds": np.log1p(gerunds / GERUND),
+        "log_mean_size": np.log1p(letters / np.maximum(words, 1)),
+        "newlines": np.log1p(newlines),
+        "upper_share": upper / some,
+        "digit_tokens": np.log1p(digits),
+        "foreign_share": foreign / some,
+        "log_abstract_nouns": np.log1p(nouns),
+        "log_gerunds": np.log1p(gerunds),
         "log_quoted": np.log1p(quoted_n),
         "long_share": long / some,
         "common_share": common / some,
@@ -166,14 +165,27 @@ def _closing(tail: Stream) -> dict[str, Floats]:
     return {**named, "last other": (~is_last.any(axis=1)).astype(float)}
 
 
-def _totals(head: Stream, weights: list[NDArray[np.generic]]) -> Floats:
-    """Sums of each of k weights [T] over each prompt, float64 [k, n]."""
-    out = np.zeros((len(weights), head.n))
-    first = np.flatnonzero(np.append(True, head.doc[1:] != head.doc[:-1])) if len(head.doc) else head.doc
-    for row, weight in zip(out, weights, strict=True):
-        if len(first):
-            row[head.doc[first]] = np.add.reduceat(weight, first, dtype=np.float64)
+def _fields(*counts: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """Four counts of a token in one number, 16 bits each: a prompt's sums stay below 2^16 (its ends are cut)."""
+    out = counts[0].astype(np.uint64)
+    for i, more in enumerate(counts[1:], 1):
+        out |= more.astype(np.uint64) << np.uint64(16 * i)
     return out
+
+
+# for each value of a token's flags, which of four it has
+_FLAGS = np.arange(256)
+_MARK_FIELDS = _fields(*(_FLAGS & f > 0 for f in (NEWLINE, PUNCTUATION, UPPER, DIGIT)))
+_KIND_FIELDS = _fields(*(_FLAGS & f > 0 for f in (FOREIGN, NOUN, GERUND)))
+
+
+def _totals(head: Stream, fields: NDArray[np.uint64]) -> list[Floats]:
+    """Sums of each of the four counts of `fields` [T] over each prompt, 4 x float64 [n]."""
+    sums = np.zeros(head.n, np.uint64)
+    if len(fields):
+        first = np.flatnonzero(np.append(True, head.doc[1:] != head.doc[:-1]))
+        sums[head.doc[first]] = np.add.reduceat(fields, first)
+    return [((sums >> np.uint64(16 * i)) & np.uint64(0xFFFF)).astype(np.float64) for i in range(4)]
 
 
 def _first(head: Stream, tokens: Places, at: Places) -> Places:
@@ -185,7 +197,7 @@ def _first(head: Stream, tokens: Places, at: Places) -> Places:
 
 
 def _distinct(head: Stream) -> NDArray[np.intp]:
-    """Number of different tokens of each prompt [n]."""
-    keys = np.sort((head.hashes & ~_DOC_BITS) | head.doc.astype(np.uint64))
+    """Number of tokens [n] of each prompt that differ in 16 bits of their hashes: one in 400 hides behind another."""
+    keys = np.sort((head.hashes & _KEY_BITS).astype(np.uint32) << np.uint32(16) | head.doc.astype(np.uint32))
     fresh = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
-    return np.bincount((fresh & _DOC_BITS).astype(np.intp), minlength=head.n)[: head.n]
+    return np.bincount(fresh & np.uint32(_KEY_BITS), minlength=head.n)[: head.n]

@@ -32,11 +32,11 @@ _KIND[[9, 11, 12, 13, 32]] = _SPACE
 _KIND[[*range(48, 58), *range(65, 91), *range(97, 123), *range(128, 256)]] = _WORD
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[65:91] += 32
-_LETTERS = _LOWER.astype(np.uint64) + np.uint64(1)
+_LETTERS = np.where(_KIND == _SPACE, 0, _LOWER.astype(np.uint64) + np.uint64(1))
 
 
 def _codes(*endings: str) -> NDArray[np.uint32]:
-    return np.sort(np.array([int.from_bytes(e.encode(), "big") for e in endings], np.uint32))
+    return np.array([int.from_bytes(e.encode(), "big") for e in endings], np.uint32)
 
 
 _NOUN4, _NOUN3 = _codes("tion", "ment", "ness", "ance", "ence", "logy"), _codes("ity", "ism", "ics")
@@ -88,29 +88,30 @@ def from_texts(texts: Sequence[str]) -> Stream:
     starts = np.flatnonzero(begins | (kind == _MARK))
     if len(starts) == 0:
         return _empty(len(texts))
-    borders = np.zeros(len(raw), np.int32)
-    borders[ends - 1] = 1
-    return _tokens(raw, kind, starts, np.cumsum(borders, dtype=np.intp)[starts], len(texts))
+    doc = np.repeat(np.arange(len(texts)), np.diff(np.searchsorted(starts, ends), prepend=0))
+    return _tokens(raw, kind, starts, doc, len(texts))
 
 
 def _tokens(
     raw: NDArray[np.uint8], kind: NDArray[np.uint8], starts: NDArray[np.intp], doc: NDArray[np.intp], n: int
 ) -> Stream:
-    """Tokens that begin at `starts`; a token runs to the next space or start."""
-    is_solid = kind != _SPACE
-    solid = np.flatnonzero(is_solid)
-    first = np.cumsum(is_solid, dtype=np.intp)[starts] - 1  # every start is solid
-    size = np.diff(np.append(first, len(solid)))
-    place = np.arange(len(solid)) - np.repeat(first, size)
-    letters = raw[solid]
+    """Tokens that begin at `starts`; a token runs to the next space or start. `raw` ends with a space."""
+    word = kind == _WORD
+    size = np.ones(len(starts), np.intp)  # a mark's
+    edges = np.flatnonzero(word[1:] != word[:-1]) + 1  # where words begin and end, by turns
+    if word[0]:
+        edges = np.append(0, edges)
+    size[word[starts]] = edges[1::2] - edges[::2]
+    place = np.arange(len(raw))
+    place -= np.repeat(np.append(0, starts), np.diff(starts, prepend=0, append=len(raw)))
     weighted = _POWERS[np.minimum(place, _LONGEST_WORD - 1, out=place)]
-    weighted *= _LETTERS[letters]
-    hashes = mix(np.add.reduceat(weighted, first))
-    value, digits = _numbers(letters, first, size)
-    head = letters[first]
+    weighted *= _LETTERS[raw]  # nothing for the spaces behind a token
+    hashes = mix(np.add.reduceat(weighted, starts))
+    value, digits = _numbers(raw, starts, size)
+    head = raw[starts]
     flags = UPPER * ((head >= 65) & (head <= 90)) + DIGIT * digits + FOREIGN * (head >= 128)
     flags = flags + PUNCTUATION * ((kind[starts] == _MARK) & (head != 10)) + NEWLINE * (head == 10)
-    flags = flags.astype(np.uint8) | _endings(letters, first, size)
+    flags = flags.astype(np.uint8) | _endings(raw, starts, size)
     return Stream(n, doc, hashes, flags, value, size.astype(np.int32))
 
 
@@ -132,7 +133,7 @@ def _endings(
 
 
 def _within(codes: NDArray[np.uint32], known: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    return np.asarray(known[np.minimum(np.searchsorted(known, codes), len(known) - 1)] == codes)
+    return np.logical_or.reduce([codes == code for code in known])  # a few: faster than any search
 
 
 def _numbers(
