@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_slo.core.chunking import allowances_s, choose_decodes, iteration_budget
+from sglang_slo.core.chunking import DecodeLoad, allowances_s, choose_decodes, iteration_budget
 from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
 
 MODEL = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
@@ -51,6 +54,16 @@ def test_whoever_sits_out_comes_first_before_its_own_limit(n: int, limit: float,
         worst[who] = np.maximum(worst[who], now - last[who])
         last[who] = now
     assert (worst <= tbt + 0.01).all()
+
+
+def test_what_a_request_costs_whatever_its_length_counts_for_admission() -> None:
+    """U = (t0 + w) / L + sum (c_req + c_kv context) / l_i: 5 ms in 50, and 1 ms in 50 for each request."""
+    per_request = LatencyModel(replace(MODEL.coefficients, c_req=1e-3, c_kv=0.0))
+    load = DecodeLoad(np.full(10, 0.05), np.full(10, 1000), per_request, most=0.325)
+    assert load.utilisation() == pytest.approx(0.1 + 10 * 0.02)
+    assert load.admits(0.05, 1000)
+    load.add(0.05, 1000)
+    assert not load.admits(0.05, 1000)
 
 
 def test_nobody_decoding_is_bounded_by_the_cap() -> None:

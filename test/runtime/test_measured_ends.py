@@ -18,6 +18,7 @@ class Device:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s, self.measured = 1000.0, []
+        self.batches, self.requests = [], []  # how many each pass had, and is said to have had
         monkeypatch.setattr(clock, "now", lambda: self.now_s)
 
     def attach(self, scheduler: Any) -> None:
@@ -26,6 +27,7 @@ class Device:
 
         def timed(batch: Any, *args: Any, **kwargs: Any) -> Any:
             self.now_s += PREFILL_S if batch.forward_mode.is_extend() else DECODE_S
+            self.batches.append(len(batch.reqs))
             return forward(batch, *args, **kwargs)
 
         scheduler.tp_worker.forward_batch_generation = timed
@@ -33,6 +35,7 @@ class Device:
 
         def noted(launch: Any) -> None:
             self.measured.append((launch.shape.extend, launch.duration_s))
+            self.requests.append(launch.shape.requests)
             take(launch)
 
         scheduler.slo_fit.add = noted
@@ -54,6 +57,6 @@ def test_each_pass_is_charged_its_own_time(
     assert {extend for extend, _ in device.measured} == {True, False}
     wrong = [(e, s) for e, s in device.measured if s != (PREFILL_S if e else DECODE_S)]
     assert not wrong
-    assert len(device.window.recent()) == len(
-        device.measured
-    )  # none is taken for one that found the device idle
+    assert device.requests == device.batches[: len(device.requests)] and max(device.requests) > 1
+    # none is taken for one that found the device idle
+    assert len(device.window.recent()) == len(device.measured)

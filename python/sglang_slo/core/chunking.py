@@ -41,7 +41,7 @@ class DecodeChoice:
     @property
     def mixed_shape(self) -> BatchShape:
         """Their shape beside prefill."""
-        return BatchShape(True, self.requests, 0.0, self.context_tokens, self.requests)
+        return decode_shape(self.requests, self.context_tokens, beside_prefill=True)
 
 
 def choose_decodes(

@@ -17,7 +17,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,9 @@ class BatchShape:
         )
 
 
-def decode_shape(requests: int, context_tokens: int) -> BatchShape:
-    """A batch of `requests` decodes that together read `context_tokens` of KV."""
-    return BatchShape(False, requests, 0.0, context_tokens, requests)
+def decode_shape(requests: int, context_tokens: int, beside_prefill: bool = False) -> BatchShape:
+    """A batch of `requests` decodes that together read `context_tokens` of KV, alone or for chunks to be added."""
+    return BatchShape(beside_prefill, requests, 0.0, context_tokens, requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class LatencyModel:
             raise ProfileError(f"profile {where}: need an object with `coefficients`")
         names = Coefficients.__dataclass_fields__
         for name in names:
-            value = raw["coefficients"].get(name, 0.0 if name == "c_req" else None)  # many devices have none
+            value = raw["coefficients"].get(name, OPTIONAL.get(name))
             if not _number_of(0)(value):
                 raise ProfileError(
                     f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}"
@@ -193,6 +193,8 @@ def _number_of(low: float, strictly: bool = False) -> Callable[[Any], bool]:
     return good
 
 
+# Coefficients that a profile file may leave out, and what they are then.
+OPTIONAL = {f.name: f.default for f in fields(Coefficients) if f.default is not MISSING}
 # What a profile file may hold beside the coefficients: what is accepted, in words and as a test.
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "residual_quantile": ("a number of at least 1", _number_of(1)),

@@ -39,9 +39,7 @@ class Case:
     @property
     def shape(self) -> BatchShape:
         """What the latency model will know of it."""
-        base = decode_shape(self.decodes, self.decodes * self.context)
-        if self.chunks:
-            base = BatchShape(True, base.new_tokens, 0.0, base.context_tokens, base.requests)
+        base = decode_shape(self.decodes, self.decodes * self.context, beside_prefill=bool(self.chunks))
         for history, new in self.chunks:
             base = base.with_chunk(history, new)
         return base

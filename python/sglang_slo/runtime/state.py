@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sglang_slo.core.latency import BatchShape
+from sglang_slo.core.latency import decode_shape
 from sglang_slo.core.slo import BEST_EFFORT_BUCKET, BUCKET_RATIO, TIGHTEST_BUCKET_S, bucket, limit_s
 from sglang_slo.observe.gauges import Gauges, Headroom
 
@@ -84,7 +84,7 @@ def headroom(
     running = set(table.bucket[decoding].tolist())
     spare_kv = int(max(kv["capacity"] - kv["reserve"] - kv["forecast_peak"], 0))
     context = int(table.context_tokens(decoding).sum())
-    base = BatchShape(True, len(decoding), 0.0, context, len(decoding))
+    base = decode_shape(len(decoding), context, beside_prefill=True)
     found = {}
     for index in sorted(declared | running | queued | {BEST_EFFORT_BUCKET}):
         limit = TIGHTEST_BUCKET_S * BUCKET_RATIO**index

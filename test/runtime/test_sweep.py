@@ -1,0 +1,44 @@
+"""Rows of requests that left on a path of SGLang's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import real_scheduler as real
+
+
+def test_a_request_that_is_nowhere_any_more_ends_while_the_server_is_idle(tmp_path: Path) -> None:
+    lost, *others = [real.request(f"r{i}", prompt, 4) for i, prompt in enumerate(real.prompts(3, 20))]
+    ended = []
+
+    def lose_one(scheduler: Any, iteration: int) -> list[Any]:
+        if iteration == 1:
+            gone = scheduler.slo_gone
+            scheduler.slo_gone = lambda req: (ended.append(req.rid), gone(req))
+            return [lost, *others]
+        scheduler.waiting_queue[:] = [req for req in scheduler.waiting_queue if req.rid != lost.rid]
+        return []
+
+    def never_planned(scheduler: Any, iteration: int) -> list[Any]:
+        if iteration == 1:
+            scheduler.slo_planner.plan = _without(scheduler, lost.rid)
+        return lose_one(scheduler, iteration)
+
+    done = real.run(never_planned, 2, ["--max-total-tokens", "2000"], tmp_path)
+    assert sorted(done.tokens) == sorted(r.rid for r in others)
+    assert ended.count(lost.rid) == 1
+    assert not done.scheduler.slo_book.reqs and len(done.scheduler.slo_book.table) == 0
+
+
+def _without(scheduler: Any, rid: str) -> Any:
+    """Plans that leave one request in the queue."""
+    plan = scheduler.slo_planner.plan
+
+    def others(view: Any) -> Any:
+        found = plan(view)
+        book = scheduler.slo_book.reqs
+        found.prefill[:] = [(row, n) for row, n in found.prefill if book[row].rid != rid]
+        return found
+
+    return others
