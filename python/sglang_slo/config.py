@@ -97,6 +97,12 @@ class SloConfig:
     reserve_ceiling: float = _setting(
         0.1, "largest share of KV kept in reserve; between the two it follows the forecast's error", low=0
     )
+    arrival_reserve: float = _setting(
+        0.1,
+        "largest share of KV that requests without a deadline to keep leave to arrivals that have one; "
+        "as much of it as these asked for in the last 30 s",
+        low=0,
+    )
     max_preemptions: int = _setting(3, "no request is preempted more often than this", low=0)
     host_kv_gb: float = _setting(0.0, "host memory for swapped KV, GB (0: no swap)", low=0)
     # -- files
@@ -115,6 +121,8 @@ class SloConfig:
             raise ConfigError("slo-confidence-low/high: need low <= high < 1")
         if not self.lost_share < 1:
             raise ConfigError(f"slo-lost-share: need a share in [0, 1), got {self.lost_share}")
+        if not self.arrival_reserve < 1:
+            raise ConfigError(f"slo-arrival-reserve: need a share in [0, 1), got {self.arrival_reserve}")
         if not self.margin < 1:
             raise ConfigError(f"slo-margin: need a share in [0, 1), got {self.margin}")
         if not self.reserve_floor <= self.reserve_ceiling < 1:

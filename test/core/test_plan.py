@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
-from sglang_slo.core.plan import IterationPlan, Planner, View
+from sglang_slo.core.plan import HOLD_UP_S, TURN_S, IterationPlan, Planner, View
 from sglang_slo.core.reservation import ForecastLedger
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
@@ -36,6 +36,7 @@ class Device:
         self.first: dict[int, float] = {}
         self.cut = -1
         self.worst_gap_share = 0.0
+        self.reserve = 0
 
     def arrive(self, slo: Slo, prompt: int, output: int = 4) -> int:
         row = self.table.add(slo, self.now, prompt, output)
@@ -58,6 +59,7 @@ class Device:
             model=self.model,
             ledger=ForecastLedger(table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, 0),
             free_tokens=self.capacity - used,
+            arrival_reserve_tokens=self.reserve,
             capacity_tokens=self.capacity,
             request_slots=1000,
             most_chunk_tokens=8192,
@@ -208,6 +210,57 @@ def test_a_small_one_enters_where_kv_has_no_room_for_a_large_one() -> None:
     device.arrive(CHAT, 5000, 7000)
     small = device.arrive(CHAT, 100, 10)
     assert [row for row, _ in device.planner.plan(device.view()).prefill] == [small]
+
+
+def test_only_those_with_time_to_spare_leave_a_reserve() -> None:
+    device = Device(capacity=10_000)
+    device.reserve = 2000
+    long = device.arrive(CHAT, 5000, 2000)
+    while long not in device.first:
+        device.step()
+    device.arrive(Slo(), 2500, 500)
+    small = device.arrive(Slo(), 200, 100)
+    assert [row for row, _ in device.planner.plan(device.view()).prefill] == [small]
+    hasty = device.arrive(BATCH, 2500, 500)
+    assert device.planner.plan(device.view()).prefill[0][0] == hasty
+
+
+def test_the_reserve_for_arrivals_keeps_the_lost_out_no_longer_than_until_their_turn() -> None:
+    device = Device(capacity=10_000)
+    device.reserve = 9000
+    device.arrive(CHAT, 500, 1000)
+    device.step()
+    lost = device.arrive(Slo(), 1000, 500)
+    while lost not in device.first and device.now < 2 * TURN_S:
+        device.table.output_tokens[device.running] = 1  # it never ends
+        device.step()
+    assert TURN_S <= device.first[lost] < TURN_S + 0.1
+
+
+def test_newcomers_overtake_one_that_kv_has_no_room_for_only_so_long() -> None:
+    """A lost request that fits only into an empty pool; small ones in a hurry keep coming and would fill it."""
+    device = Device(capacity=10_000)
+    large = None
+    while device.now < 2 * HOLD_UP_S and large not in device.first:
+        while len(device.waiting) + len(device.running) < 8:
+            device.arrive(CHAT, 1000, 40)
+        if large is None and device.now > 1:
+            large = device.arrive(Slo(), 8000, 1000)
+            arrived = device.now
+        device.step()
+    assert device.first[large] - arrived < HOLD_UP_S + 5
+
+
+def test_what_may_not_be_set_aside_goes_on_first() -> None:
+    device = Device(SloConfig(park=False))
+    loose = device.arrive(BATCH, 60_000)
+    device.step()
+    assert device.cut == loose
+    for _ in range(20):
+        device.arrive(CODE, 400)
+    while loose not in device.first:
+        plan = device.step()
+        assert plan.prefill[0][0] == loose
 
 
 def test_equal_views_give_equal_plans() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sglang_slo.core import preemption
 from sglang_slo.core.attainment import p99_s
 from sglang_slo.core.latency import Coefficients, LatencyModel
-from sglang_slo.core.preemption import Costs, WayOut
+from sglang_slo.core.preemption import Costs, Turn, WayOut
 from sglang_slo.core.slo import BEST_EFFORT_BUCKET
 
 relaxed = settings(deadline=None)
@@ -156,3 +156,33 @@ def test_growth_is_at_least_one_and_at_most_the_horizon_each(remaining: list[int
 def test_longer_copies_are_begun_earlier_within_a_bound() -> None:
     leads = [preemption.lead_iterations(s, 0.02) for s in (0.0, 0.01, 0.05, 9.0)]
     assert leads == [1, 2, 4, preemption.LONGEST_LEAD]
+
+
+def _turn(deadline_s: float = math.inf, waiting: tuple[float, ...] = (), now: float = 10.0) -> Turn:
+    return preemption.turn(
+        deadline_s, np.array(waiting), now, since_s=8.0, work_s=0.2, share=0.05, overdue_s=60.0
+    )
+
+
+def test_a_swapped_request_goes_first_by_its_own_deadline_only_while_that_can_be_kept_and_is_the_nearest() -> (
+    None
+):
+    assert _turn(10.5, waiting=(11.0, math.inf)) is Turn.NOW
+    assert _turn(11.5, waiting=(11.0,)) is Turn.NOT_YET
+    assert _turn(9.5, waiting=(11.0,)) is Turn.NOT_YET
+
+
+def test_one_with_time_to_spare_takes_what_nobody_in_a_hurry_waits_for() -> None:
+    assert _turn(waiting=(math.inf, 9.0)) is Turn.SPARE
+    assert _turn(waiting=(10.5,)) is Turn.NOT_YET
+
+
+def test_the_guaranteed_share_gives_a_swapped_request_its_turn_whoever_waits() -> None:
+    """0.2 s of work at 5 % of the machine: 4 s at the head of the line."""
+    assert _turn(waiting=(200.0,), now=11.9) is Turn.NOT_YET
+    assert _turn(waiting=(200.0,), now=12.0) is Turn.SPARE
+
+
+def test_a_swapped_request_that_stood_long_enough_leaves_nothing_to_others() -> None:
+    assert _turn(waiting=(200.0,), now=67.9) is Turn.SPARE
+    assert _turn(waiting=(200.0,), now=68.0) is Turn.NOW

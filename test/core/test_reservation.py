@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,6 +89,14 @@ def test_a_request_alone_enters_whatever_its_bound_says() -> None:
 def test_reserve_is_kept_free() -> None:
     assert _ledger([(40, 10)], 100, reserve=0).admits(40, 10)
     assert not _ledger([(40, 10)], 100, reserve=1).admits(40, 10)
+
+
+@pytest.mark.parametrize("kind", [ForecastLedger, FullLedger])
+def test_what_is_for_others_is_left_but_not_charged(kind: type[ForecastLedger] | type[FullLedger]) -> None:
+    ledger = kind(np.array([40]), np.array([10]), 0, 120, 0)
+    assert not ledger.admits(20, 5, beside_tokens=51)
+    assert ledger.admits(20, 5, beside_tokens=30)
+    assert ledger.admits(20, 5)  # 50 + 25 + 25 within 120
 
 
 def test_stock_rule_charges_a_newcomer_in_full_and_the_running_by_ratio() -> None:

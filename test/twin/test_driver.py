@@ -15,6 +15,7 @@ from sglang.srt.managers.io_struct import AbortReq
 from invariants import Watched
 from sglang_slo.runtime.tick import Tick
 from sglang_slo.twin import driver
+from sglang_slo.twin.compare import PARTS
 from sglang_slo.twin.recorder import request_number
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.workload import Workload, load_workload
@@ -51,6 +52,13 @@ def test_invariants_hold_in_every_iteration(scheduler: str, workload: str) -> No
     result = driver.run(load, scheduler, ["--schedule-conservativeness", "0.1"], watcher=Watched)
     assert Watched.checked - before >= len(result.iterations.start_s)
     assert result.requests.finished.all()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_with_each_part_switched_off_everyone_is_served(part: str) -> None:
+    result = driver.run(small("mix", 60, load=3.0), "slo", list(PARTS[part]))
+    assert result.requests.finished.all()
+    assert not result.notes.get("fallbacks")
 
 
 class Leaving(Watched):

@@ -5,6 +5,8 @@ passes a deadline drop the largest job so far: Moore's rule, which leaves the fe
 (J. M. Moore, Management Science 15(1), 1968). What is dropped counts as lost for now and is looked at again in the
 next iteration. The lost, and requests without a limit, wait in one FIFO line that keeps a guaranteed share of the
 tokens (`LostLine`), so that none of them waits longer than the work ahead of it over that share of the throughput.
+Where KV is short, tokens are not what they wait for: then the first in line is let in whatever others may need once
+none of the line was served for a while, and not overtaken any more once that lasts (`plan.TURN_S`, `plan.HOLD_UP_S`).
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class LostLine:
     share: float
     cap_tokens: float = 16384.0
     credit_tokens: float = 0.0
+    _served_s: float = math.inf  # when one of them was last served, or none waited
     _seen_s: float = math.inf  # time of the last account
     _elapsed_s: float = 0.0  # all three forget with RATE_MEMORY_S
     _all_tokens: float = 0.0
@@ -87,6 +90,14 @@ class LostLine:
         self._elapsed_s = self._elapsed_s * keep + passed
         self._all_tokens = self._all_tokens * keep + all_tokens
         self._own_tokens = self._own_tokens * keep + own_tokens
+
+    def served(self, now_s: float) -> None:
+        """One of the lost got in, or none waits."""
+        self._served_s = now_s
+
+    def waited_s(self, now_s: float) -> float:
+        """For how long none of the lost has been served though some waited."""
+        return now_s - self._served_s
 
     def wait_s(self, ahead_tokens: np.ndarray) -> np.ndarray:
         """Expected wait behind `ahead_tokens` of the line: at the rate it has had lately, at least its share of all."""

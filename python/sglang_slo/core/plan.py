@@ -27,6 +27,9 @@ PATIENCE_S = 2.0  # so long at most decodes leave no time for any prefill
 PATIENCE_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
 MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
+# The first of the lost, once none of them was served for so long:
+TURN_S = 60.0  # its turn comes, and it need leave nothing to arrivals
+HOLD_UP_S = 120.0  # nobody overtakes it any more
 MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
 LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
 MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
@@ -45,6 +48,7 @@ class View:
     model: LatencyModel
     ledger: Ledger
     free_tokens: int  # free + evictable KV
+    arrival_reserve_tokens: int  # KV that the lost leave for arrivals in a hurry
     capacity_tokens: int
     request_slots: int  # requests that may join the running batch
     most_chunk_tokens: int  # SGLang's own chunk size: what its memory is laid out for
@@ -79,6 +83,8 @@ class PlanSettings(Protocol):
     @property
     def mix(self) -> str: ...
     @property
+    def park(self) -> bool: ...
+    @property
     def decode_buckets(self) -> bool: ...
     @property
     def lost_share(self) -> float: ...
@@ -108,18 +114,16 @@ class Planner:
         budget = self._budget(view, decodes, int(needs.sum()))
         fits = budget.tokens(view.model)
         ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fits))
-        line, turns = self._line(view, budget, ranking, fits)
-        if view.request_slots <= 0:  # only the one that has its place already can go on
-            line = line[line == view.chunked]
-        filling = self._filled(view, budget, line, turns)
+        line = self._line(view, budget, ranking, fits)
+        filling = self._filled(view, budget, line)
         if filling.out_of_time and (decodes is None or view.base_s - self._prefilled_s > PATIENCE_S):
             budget = self._least_budget(view, budget)
-            filling = self._filled(view, budget, line, turns)
+            filling = self._filled(view, budget, line)
         self._account_lost(ranking, filling)
         if filling.prefill:
             self._prefilled_s = view.base_s
         taken = {row for row, _ in filling.prefill}
-        following = [row for row in line[: len(taken) + NEXT_IN_LINE].tolist() if row not in taken]
+        following = [row for row in line.rows[: len(taken) + NEXT_IN_LINE].tolist() if row not in taken]
         if not filling.prefill:
             return replace(
                 self._decode_only(view, decodes, ranking),
@@ -158,16 +162,24 @@ class Planner:
     def _nobody_waits(self, base_s: float) -> None:
         self._prefilled_s = base_s
         self.lost.earn(0, waiting=False)
+        self.lost.served(base_s)
 
-    def _filled(self, view: View, budget: Budget, line: np.ndarray, turns: int) -> Filling:
-        """What of `line` (int[n], the first `turns` of it lost ones whose turn has come) fits into the iteration."""
+    def _filled(self, view: View, budget: Budget, line: Line) -> Filling:
+        """What of `line` fits into the iteration."""
         filling = Filling(view, budget, self.config.chunk == "fixed")
-        for place in range(len(line)):
-            got_in = filling.add(int(line[place]))
-            # a lost request whose turn has come is not overtaken: what ends now makes room for it
-            if filling.full or (place < turns and not got_in):
+        waited_s = self.lost.waited_s(view.base_s)
+        goes_first = self._goes_on(view) or (line.turns > 0 and waited_s > HOLD_UP_S)
+        for place, row in enumerate(line.rows.tolist()):
+            hasty = line.turns <= place < line.turns + line.hasty
+            leaves_none = hasty or (place < line.turns and waited_s > TURN_S)
+            got_in = filling.add(row, 0 if leaves_none else view.arrival_reserve_tokens)
+            if filling.full or (place == 0 and goes_first and not got_in):
                 break
         return filling
+
+    def _goes_on(self, view: View) -> bool:
+        """Whether the request that was cut last comes first, as it cannot be set aside."""
+        return view.chunked >= 0 and not self.config.park
 
     def _least_budget(self, view: View, budget: Budget) -> Budget:
         """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.
@@ -229,19 +241,25 @@ class Planner:
         start_s = view.base_s + model.coefficients.t0_extend
         return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
 
-    def _line(self, view: View, budget: Budget, ranking: Ranking, fits_tokens: int) -> tuple[np.ndarray, int]:
-        """Rows in order of service, and how many of the first have earned a turn.
-
-        The lost go behind the winnable, but for those that have earned their turn.
-        """
+    def _line(self, view: View, budget: Budget, ranking: Ranking, fits_tokens: int) -> Line:
+        """The order of service: the lost go behind the winnable, but for those that have earned their turn."""
         winnable, lost = ranking.winnable_rows, ranking.lost_rows
         if self.config.packing == "dual":
             winnable = self._packed(view, budget, winnable, fits_tokens)
         turns = 0
-        if len(lost) and len(winnable):
-            needs = view.table.prefill_tokens(lost[:MOST_TURNS])
-            turns = self.lost.turns(needs, fits_tokens)
-        return np.concatenate((lost[:turns], winnable, lost[turns:])), turns
+        if len(lost):
+            turns = self.lost.turns(view.table.prefill_tokens(lost[:MOST_TURNS]), fits_tokens)
+            overdue = self.config.lost_share > 0 and self.lost.waited_s(view.base_s) > TURN_S
+            turns = max(turns, int(overdue))
+        rows, hasty = np.concatenate((lost[:turns], winnable, lost[turns:])), len(winnable)
+        if view.request_slots <= 0:  # only the one that has its place already can go on
+            return Line(rows[rows == view.chunked], 0, 1)
+        if self._goes_on(view):
+            place = int(np.flatnonzero(rows == view.chunked)[0])
+            rows = np.concatenate((rows[place : place + 1], np.delete(rows, place)))
+            hasty -= turns <= place < turns + hasty
+            turns += place >= turns
+        return Line(rows, turns, hasty)
 
     def _refused(self, ranking: Ranking, filling: Filling) -> list[int]:
         winnable = _among(filling.refused, ranking.winnable_rows)
@@ -268,6 +286,8 @@ class Planner:
         self.lost.earn(everything, len(ranking.lost_rows) > 0)
         self.lost.spend(own)
         self.lost.account(filling.base_s, own, everything)
+        if lost or not len(ranking.lost_rows):
+            self.lost.served(filling.base_s)
 
     def _shed(self, view: View, ranking: Ranking) -> list[int]:
         """Of the lost that have not begun, those that the line ahead would keep waiting past the queue limit."""
@@ -291,6 +311,16 @@ def _among(few: list[int], many: np.ndarray) -> set[int]:
     return {row for row in few if (many == row).any()}
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Waiting rows in order of service: `turns` lost ones whose turn has come (or the one that has to go on), `hasty`
+    winnable ones, and the other lost ones."""
+
+    rows: np.ndarray
+    turns: int
+    hasty: int
+
+
 class Filling:
     """Takes requests in order until the time, the KV or the request slots of one iteration are used up."""
 
@@ -310,9 +340,9 @@ class Filling:
         self.out_of_time = False  # the first one had no time for a single token
         self._decoding: DecodeLoad | None = None  # summed up when the first one asks to enter
 
-    def add(self, row: int) -> bool:
+    def add(self, row: int, beside_tokens: int) -> bool:
         """Give `row` what fits; whether it got any. Only the last one taken is cut short; where KV has no room
-        for one, the next is looked at.
+        for one, the next is looked at. A newcomer has to leave `beside_tokens` beside it.
         """
         view, table = self._view, self._view.table
         history = int(table.history_tokens[row])
@@ -331,7 +361,8 @@ class Filling:
         # what is cached but not held by anyone (charge - need) stops being evictable now
         kv = tokens + charge - need
         slot = not newcomer or self._slots > 0
-        if not slot or kv > self._free or (newcomer and not self._enters(row, context, charge)):
+        fits = slot and kv <= self._free
+        if not fits or (newcomer and not self._enters(row, context, charge, beside_tokens)):
             self.refused.append(row)
             self.full = len(self.refused) >= MOST_REFUSALS
             return False
@@ -343,7 +374,7 @@ class Filling:
         self.full = tokens < need
         return True
 
-    def _enters(self, row: int, context: int, charge: int) -> bool:
+    def _enters(self, row: int, context: int, charge: int, beside_tokens: int) -> bool:
         """The decode-time test, then the ledger's word; charges the ledger if the answer is yes."""
         table = self._view.table
         if self._decoding is None:
@@ -354,7 +385,7 @@ class Filling:
         limit_s = float(table.tbt_s[row])
         if not self._decoding.admits(limit_s, context):
             return False
-        if not self._view.ledger.admits(charge, *table.charges(row)):
+        if not self._view.ledger.admits(charge, *table.charges(row), beside_tokens):
             return False
         self._decoding.add(limit_s, context)
         return True

@@ -186,24 +186,36 @@ def return_by_s(last_token_s: float, tbt_s: float, spare_gaps: int) -> float:
     return last_token_s + tbt_s if spare_gaps == 0 else math.inf
 
 
-def has_its_turn(
+class Turn(Enum):
+    """Whether a swapped request goes before those who wait for prefill."""
+
+    NOT_YET = "not yet"
+    SPARE = "spare"  # it may have what those in a hurry do not need
+    NOW = "now"
+
+
+def turn(
     deadline_s: float,
     waiting_deadline_s: np.ndarray,
     start_s: float,
     since_s: float,
     work_s: float,
     share: float,
-) -> bool:
-    """Whether a swapped request goes before everyone who waits for prefill.
+    overdue_s: float,
+) -> Turn:
+    """Whether it is a swapped request's turn.
 
-    It does if its deadline can still be kept and is the nearest of those that can (`waiting_deadline_s`, float[n]),
-    or if nobody waits whose deadline can be kept. Else it is one of the lost, and has their guaranteed share: it
-    goes first once it has stood at the head, since `since_s`, for the time that `work_s`, computing it again,
-    would take at that share of the machine. `start_s`: when the next iteration can start.
+    It is at once if its deadline can still be kept and is the nearest of those that can (`waiting_deadline_s`,
+    float[n]). Else it is one of the lost and takes what is spare, if nobody is in a hurry or by their guaranteed share:
+    once it has stood at the head, since `since_s`, for the time that `work_s`, computing it again, would take at that
+    share of the machine. After `overdue_s` there it need leave nothing to others. `start_s`: when the next iteration
+    can start.
     """
     winnable = waiting_deadline_s[(waiting_deadline_s >= start_s) & np.isfinite(waiting_deadline_s)]
-    if len(winnable) == 0:
-        return True
-    if start_s <= deadline_s <= winnable.min():
-        return True
-    return share > 0 and start_s - since_s >= work_s / share
+    nearest = float(winnable.min(initial=math.inf))
+    on_time = math.isfinite(deadline_s) and start_s <= deadline_s <= nearest
+    stood_s = start_s - since_s
+    if on_time or (share > 0 and stood_s >= overdue_s):
+        return Turn.NOW
+    spare = len(winnable) == 0 or (share > 0 and stood_s >= work_s / share)
+    return Turn.SPARE if spare else Turn.NOT_YET

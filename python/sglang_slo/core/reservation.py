@@ -21,10 +21,13 @@ import numpy as np
 class Ledger(Protocol):
     """Admission of one request after another within an iteration."""
 
-    def admits(self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0) -> bool:
+    def admits(
+        self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0, beside_tokens: int = 0
+    ) -> bool:
         """True if a request that brings `prefill_tokens` now and up to `remaining_tokens` later may enter; charges it.
 
         `final_tokens`: what it may write at the very most, if it cannot be preempted any more; else 0.
+        `beside_tokens`: what has to be left for others beside it; not charged.
         """
         ...
 
@@ -36,11 +39,13 @@ class LateLedger:
         self._make = make
         self._ledger: Ledger | None = None
 
-    def admits(self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0) -> bool:
+    def admits(
+        self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0, beside_tokens: int = 0
+    ) -> bool:
         """See Ledger."""
         if self._ledger is None:
             self._ledger = self._make()
-        return self._ledger.admits(prefill_tokens, remaining_tokens, final_tokens)
+        return self._ledger.admits(prefill_tokens, remaining_tokens, final_tokens, beside_tokens)
 
 
 def peak_tokens(held: np.ndarray, remaining: np.ndarray) -> int:
@@ -96,10 +101,12 @@ class ForecastLedger:
             shorter = int((self._peaks[i:] + self._remaining[i:]).max()) + prefill_tokens
         return self._shared + max(longer, own, shorter)
 
-    def admits(self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0) -> bool:
+    def admits(
+        self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0, beside_tokens: int = 0
+    ) -> bool:
         """See Ledger. A request that would be alone enters whenever its prompt fits, whatever its bound says."""
         alone = len(self._held) == 0 and prefill_tokens + 1 <= self._capacity - self._shared
-        if not alone and self.peak_with(prefill_tokens, remaining_tokens) > self._limit:
+        if not alone and self.peak_with(prefill_tokens, remaining_tokens) > self._limit - beside_tokens:
             return False
         i = int(np.searchsorted(-self._remaining, -remaining_tokens, side="right"))
         self._held = np.insert(self._held, i, prefill_tokens)
@@ -119,11 +126,13 @@ class GuardedLedger:
         self._everyone, self._final = everyone, final
         self.peak = peak
 
-    def admits(self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0) -> bool:
+    def admits(
+        self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0, beside_tokens: int = 0
+    ) -> bool:
         """See Ledger."""
         if final_tokens and not self._final.admits(prefill_tokens, final_tokens):
             return False
-        return self._everyone.admits(prefill_tokens, remaining_tokens)
+        return self._everyone.admits(prefill_tokens, remaining_tokens, 0, beside_tokens)
 
 
 class FullLedger:
@@ -142,11 +151,13 @@ class FullLedger:
         self._most_alone = capacity_tokens - shared_tokens
         self._limit = capacity_tokens - reserve_tokens
 
-    def admits(self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0) -> bool:
+    def admits(
+        self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0, beside_tokens: int = 0
+    ) -> bool:
         """See Ledger. A request that would be alone enters whenever its prompt fits, whatever its bound says."""
         need = prefill_tokens + remaining_tokens
         alone = self._empty and prefill_tokens + 1 <= self._most_alone
-        if not alone and self.peak + need > self._limit:
+        if not alone and self.peak + need > self._limit - beside_tokens:
             return False
         self.peak += need
         self._empty = False
@@ -163,10 +174,12 @@ class StockLedger:
     def __init__(self, free_tokens: int, running_left: np.ndarray, ratio: float) -> None:
         self._left = free_tokens - ratio * float(np.minimum(running_left, CLIP_MAX_NEW_TOKENS).sum())
 
-    def admits(self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0) -> bool:
+    def admits(
+        self, prefill_tokens: int, remaining_tokens: int, final_tokens: int = 0, beside_tokens: int = 0
+    ) -> bool:
         """See Ledger; here `remaining_tokens` is the declared maximum less what was generated."""
         need = prefill_tokens + min(remaining_tokens, CLIP_MAX_NEW_TOKENS) + 1
-        if need >= self._left:
+        if need >= self._left - beside_tokens:
             return False
         self._left -= need
         return True

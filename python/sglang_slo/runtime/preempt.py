@@ -179,11 +179,16 @@ class Preemptor:
         return ways
 
     def _room_left(self, stay: list[Req], leaving: list[Req]) -> int:
-        """KV that stays free or evictable at the forecast peak of those who stay, tokens."""
+        """KV that stays free or evictable at the forecast peak of those who stay, once all who wait are in, tokens.
+
+        A victim comes back behind them: what they take by then is evicted from the tree.
+        """
         s = self._scheduler
         free = self.free_tokens() + sum(freed_tokens(req) for req in leaving)
         ledger = s.slo_viewer.ledger(s.slo_book.rows(stay), free)
-        return s.max_total_num_tokens - getattr(ledger, "peak", s.max_total_num_tokens)
+        peak = getattr(ledger, "peak", s.max_total_num_tokens)
+        waiting = s.slo_book.rows([req for req in s.waiting_queue if req.slo_row >= 0])
+        return s.max_total_num_tokens - peak - int(s.slo_book.table.held_tokens(waiting).sum())
 
     def _leave(self, req: Req, way: WayOut, iteration_s: float) -> None:
         s = self._scheduler
@@ -291,8 +296,8 @@ class Preemptor:
         return self._scheduler.slo_book.rows([w.req for w in self.line.arriving] if self.line else [])
 
     def next_back_rows(self) -> np.ndarray:
-        """The row that returns from the host next, int[0 or 1]: newcomers do not get its room."""
-        head = self._recall.head() if self._recall else None
+        """The row that newcomers leave room for, int[0 or 1]: it returns from the host as soon as there is some."""
+        head = self._recall.holds_up() if self._recall else None
         return self._scheduler.slo_book.rows([head.req] if head else [])
 
     def at_rest(self, batch: ScheduleBatch) -> bool:

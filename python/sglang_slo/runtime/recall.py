@@ -7,6 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from sglang_slo.core import preemption
+from sglang_slo.core.plan import HOLD_UP_S, TURN_S
+from sglang_slo.core.preemption import Turn
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.swap_line import SwapLine, Swapped, iteration_s
 
@@ -25,7 +27,10 @@ class Recall:
 
     def begin(self, batch: ScheduleBatch) -> None:
         """Start to load the KV of swapped requests, the most urgent first, as far as the ledger admits them."""
-        while (waiting := self.head()) is not None and self._enters(batch, waiting):
+        while True:
+            waiting, turn = self._head(TURN_S)
+            if waiting is None or turn is Turn.NOT_YET or not self._enters(batch, waiting, turn):
+                return
             self._head_since_s = self._scheduler.slo_tick.now_s
             if self._line.bring_back(waiting, iteration_s(self._scheduler, batch.reqs)):
                 self._counts["swap_in"] += 1
@@ -39,26 +44,30 @@ class Recall:
         batch.batch_is_full = False
         return batches.merge(batch, back)
 
-    def head(self) -> Swapped | None:
-        """The swapped request that goes before all who wait for prefill, if there is one."""
+    def holds_up(self) -> Swapped | None:
+        """The swapped request whose room newcomers leave alone: its deadline is near, or it has stood for long."""
+        waiting, turn = self._head(HOLD_UP_S)
+        return waiting if turn is Turn.NOW else None
+
+    def _head(self, overdue_s: float) -> tuple[Swapped | None, Turn]:
+        """The next to come back, and whether it may."""
         s, head = self._scheduler, self._line.head()
         if head is None:
-            return None
+            return None, Turn.NOT_YET
         table, row = s.slo_book.table, head.req.slo_row
         queued = s.slo_book.rows([req for req in s.waiting_queue if req.slo_row >= 0])
         since_s = max(self._head_since_s, float(table.token_s[row]))
-        work_s = s.slo_model.prefill_s(0, head.copy.tokens)
-        turn = preemption.has_its_turn(
+        return head, preemption.turn(
             float(table.deadline_s[row]),
             table.deadline_s[queued],
             s.slo_book.base_s(s.slo_tick.now_s),
             since_s,
-            work_s,
+            s.slo_model.prefill_s(0, head.copy.tokens),
             s.slo_config.lost_share,
+            overdue_s,
         )
-        return head if turn else None
 
-    def _enters(self, batch: ScheduleBatch, waiting: Swapped) -> bool:
+    def _enters(self, batch: ScheduleBatch, waiting: Swapped, turn: Turn) -> bool:
         s, req = self._scheduler, waiting.req
         arriving = len(self._line.arriving)
         if s.get_num_allocatable_reqs(len(batch.reqs) + arriving) <= 0:
@@ -73,7 +82,8 @@ class Recall:
         ledger = s.slo_viewer.ledger(
             s.slo_book.rows(batch.reqs), s.slo_preempt.free_tokens(), next_back=False
         )
-        return ledger.admits(charge, *table.charges(row))
+        kept = s.slo_viewer.arrivals.tokens(s.slo_tick.now_s) if turn is Turn.SPARE else 0
+        return ledger.admits(charge, *table.charges(row), kept)
 
     def _pick_up(self, reqs: list[Req]) -> None:
         """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""

@@ -235,6 +235,8 @@ class SloScheduler(stock.Scheduler):
             if self.slo_config.request_log and self.slo_lengths is not None:
                 req.slo_features = self.slo_lengths.for_log(req.rid)
         self.slo_viewer.look_up_prefix(req)
+        if new:
+            self.slo_viewer.arrived(req)
 
     # -- plan
 

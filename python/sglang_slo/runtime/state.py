@@ -71,6 +71,7 @@ def kv_tokens(scheduler: SloScheduler, decoding: np.ndarray) -> dict[str, float]
         "held": held,
         "forecast_peak": peak,
         "reserve": scheduler.slo_viewer.reserve.tokens,
+        "arrival_reserve": scheduler.slo_viewer.arrivals.tokens(scheduler.slo_tick.now_s),
         "pinned": scheduler.slo_pins.tokens,
     }
 

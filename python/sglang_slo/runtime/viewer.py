@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sglang_slo.core.arrival_reserve import ArrivalReserve
 from sglang_slo.core.plan import View
 from sglang_slo.core.reservation import (
     ForecastLedger,
@@ -33,6 +34,8 @@ class Viewer:
     def __init__(self, scheduler: SloScheduler) -> None:
         config, capacity = scheduler.slo_config, scheduler.max_total_num_tokens
         self.reserve = Reserve(capacity, config.reserve_floor, config.reserve_ceiling)
+        # SGLang's rule of admission knows of no lost ones
+        self.arrivals = ArrivalReserve(0 if config.kv == "stock" else int(config.arrival_reserve * capacity))
         self._scheduler = scheduler
         self._bound_next = 0  # iteration of the next refresh of length bounds
 
@@ -64,6 +67,7 @@ class Viewer:
             model=s.slo_model,
             ledger=LateLedger(partial(self.ledger, decoding, free)),
             free_tokens=free,
+            arrival_reserve_tokens=self.arrivals.tokens(s.slo_tick.now_s),
             capacity_tokens=s.max_total_num_tokens,
             request_slots=s.get_num_allocatable_reqs(len(running_batch.reqs)),
             most_chunk_tokens=s.chunked_prefill_size or 1 << 30,
@@ -107,6 +111,14 @@ class Viewer:
         final = table.final(rows)
         stay = ForecastLedger(held[final], table.final_tokens(rows[final]), shared, capacity, 0)
         return GuardedLedger(everyone, stay, everyone.peak)
+
+    def arrived(self, req: Req) -> None:
+        """Count a request that has just come: what comes with a deadline lets others expect more of it."""
+        s, table = self._scheduler, self._scheduler.slo_book.table
+        rows = np.array([req.slo_row])
+        if np.isfinite(table.deadline_s[rows[0]]):
+            tokens = int(table.held_tokens(rows)[0] + table.bounded_tokens(rows)[0])
+            self.arrivals.arrived(s.slo_tick.now_s, tokens)
 
     def look_up_prefix(self, req: Req) -> None:
         """How much of a waiting request is in the radix cache, and how much of that is held by others anyway."""

@@ -42,6 +42,7 @@ PARTS = {
     "kv full": ("--slo-kv", "full"),
     "kv stock": ("--slo-kv", "stock"),
     "lookahead off": ("--slo-lookahead-tokens", str(1 << 30)),
+    "arrival reserve off": ("--slo-arrival-reserve", "0"),
     "reserve fixed": ("--slo-reserve-ceiling", "0.01"),
     "victims latest": ("--slo-victims", "latest"),
     "preempt recompute": ("--slo-preempt", "recompute"),
