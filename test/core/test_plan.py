@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
+from sglang_slo.core.ordering import LostLine
 from sglang_slo.core.plan import HOLD_UP_S, TURN_S, IterationPlan, Planner, View
 from sglang_slo.core.reservation import ForecastLedger
 from sglang_slo.core.slo import Slo
@@ -235,6 +236,19 @@ def test_the_reserve_for_arrivals_keeps_the_lost_out_no_longer_than_until_their_
         device.table.output_tokens[device.running] = 1  # it never ends
         device.step()
     assert TURN_S <= device.first[lost] < TURN_S + 0.1
+
+
+def test_however_many_lost_ones_kv_turns_away_newcomers_get_in() -> None:
+    device = Device(SloConfig(lost_share=0.9), capacity=8500)
+    long = device.arrive(CHAT, 5000, 3000)
+    while long not in device.first:
+        device.step()
+    lost = [device.arrive(Slo(), 3000, 1000) for _ in range(40)]
+    device.planner.lost = LostLine(0.9, cap_tokens=1e6, credit_tokens=1e6)  # all have earned a turn
+    hasty = device.arrive(CHAT, 500, 10)
+    plan = device.planner.plan(device.view())
+    assert [row for row, _ in plan.prefill] == [hasty]
+    assert not set(lost) & {row for row, _ in plan.prefill}
 
 
 def test_newcomers_overtake_one_that_kv_has_no_room_for_only_so_long() -> None:

@@ -169,12 +169,17 @@ class Planner:
         filling = Filling(view, budget, self.config.chunk == "fixed")
         waited_s = self.lost.waited_s(view.base_s)
         goes_first = self._goes_on(view) or (line.turns > 0 and waited_s > HOLD_UP_S)
+        turned_away = False
         for place, row in enumerate(line.rows.tolist()):
+            in_turn = place < line.turns
+            if in_turn and turned_away:
+                continue  # the lost do not overtake one another
             hasty = line.turns <= place < line.turns + line.hasty
-            leaves_none = hasty or (place < line.turns and waited_s > TURN_S)
+            leaves_none = hasty or (in_turn and waited_s > TURN_S)
             got_in = filling.add(row, 0 if leaves_none else view.arrival_reserve_tokens)
             if filling.full or (place == 0 and goes_first and not got_in):
                 break
+            turned_away |= in_turn and not got_in
         return filling
 
     def _goes_on(self, view: View) -> bool:
