@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
 from sglang_slo.core.ordering import LostLine
-from sglang_slo.core.plan import HOLD_UP_S, TURN_S, IterationPlan, Planner, View
+from sglang_slo.core.plan import HOLD_UP_S, TURN_S, IterationPlan, Planner
 from sglang_slo.core.reservation import ForecastLedger
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
+from sglang_slo.core.view import View
 
 MODEL = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
 CAPACITY = 200_000

@@ -15,44 +15,22 @@ from typing import Protocol
 import numpy as np
 
 from sglang_slo.core import chunking, ordering, packing
-from sglang_slo.core.chunking import Budget, DecodeChoice, DecodeLoad
+from sglang_slo.core.chunking import Budget, DecodeChoice
+from sglang_slo.core.filling import Filling
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.ordering import Ranking
-from sglang_slo.core.reservation import Ledger
 from sglang_slo.core.table import RequestTable
+from sglang_slo.core.view import View
 
 NO_ROWS = np.zeros(0, np.int64)
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
 PATIENCE_S = 2.0  # so long at most decodes leave no time for any prefill
 PATIENCE_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
-MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
 # The first of the lost, once none of them was served for so long:
 TURN_S = 60.0  # its turn comes, and it need leave nothing to arrivals
 HOLD_UP_S = 120.0  # nobody overtakes it any more
 MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
-LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
-MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
-
-
-@dataclass(frozen=True)
-class View:
-    """All that planning looks at. Rows index `table`; seconds are on the tick's clock, sizes are tokens."""
-
-    table: RequestTable
-    decoding: np.ndarray  # int[n] rows of the running batch, in its order
-    waiting: np.ndarray  # int[m] rows that still have prefill to do, in queue order
-    may_sit_out: bool  # whether the running batch can be split
-    chunked: int  # the row whose prefill was cut last iteration; -1: none
-    base_s: float  # when the iteration in flight is predicted to end; now, if none is
-    model: LatencyModel
-    ledger: Ledger
-    free_tokens: int  # free + evictable KV
-    arrival_reserve_tokens: int  # KV that the lost leave for arrivals in a hurry
-    capacity_tokens: int
-    request_slots: int  # requests that may join the running batch
-    most_chunk_tokens: int  # SGLang's own chunk size: what its memory is laid out for
-    tightest_ttft_s: float  # among recent arrivals; inf: none has a limit
 
 
 @dataclass(frozen=True)
@@ -324,78 +302,3 @@ class Line:
     rows: np.ndarray
     turns: int
     hasty: int
-
-
-class Filling:
-    """Takes requests in order until the time, the KV or the request slots of one iteration are used up."""
-
-    def __init__(self, view: View, budget: Budget, fixed: bool) -> None:
-        self.prefill: list[tuple[int, int]] = []
-        self.shape = budget.base
-        self.full = False
-        self.base_s = view.base_s
-        self._view = view
-        self._time_s = budget.time_s / view.model.residual_quantile
-        self._chunk_left = view.most_chunk_tokens
-        self._fixed = fixed
-        self._slots = view.request_slots
-        # every decode may need a token of KV in this iteration
-        self._free = view.free_tokens - len(view.decoding)
-        self.refused: list[int] = []
-        self.out_of_time = False  # the first one had no time for a single token
-        self._decoding: DecodeLoad | None = None  # summed up when the first one asks to enter
-
-    def add(self, row: int, beside_tokens: int) -> bool:
-        """Give `row` what fits; whether it got any. Only the last one taken is cut short; where KV has no room
-        for one, the next is looked at. A newcomer has to leave `beside_tokens` beside it.
-        """
-        view, table = self._view, self._view.table
-        history = int(table.history_tokens[row])
-        context = int(table.prompt_tokens[row] + table.output_tokens[row])
-        need = max(context - history, 1)
-        tokens = min(need, self._fits(history))
-        if tokens <= 0 or (tokens < min(need, LEAST_CHUNK_TOKENS) and self.prefill):
-            self.full = True
-            self.out_of_time = not self.prefill
-            return False
-        newcomer = row != view.chunked
-        # what is pinned for it, or held by others, is out of the pool already
-        charge = need
-        if newcomer:
-            charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row])
-        # what is cached but not held by anyone (charge - need) stops being evictable now
-        kv = tokens + charge - need
-        slot = not newcomer or self._slots > 0
-        fits = slot and kv <= self._free
-        if not fits or (newcomer and not self._enters(row, context, charge, beside_tokens)):
-            self.refused.append(row)
-            self.full = len(self.refused) >= MOST_REFUSALS
-            return False
-        self._slots -= newcomer
-        self._free -= kv
-        self.prefill.append((row, tokens))
-        self.shape = self.shape.with_chunk(history, tokens)
-        self._chunk_left -= tokens
-        self.full = tokens < need
-        return True
-
-    def _enters(self, row: int, context: int, charge: int, beside_tokens: int) -> bool:
-        """The decode-time test, then the ledger's word; charges the ledger if the answer is yes."""
-        table = self._view.table
-        if self._decoding is None:
-            rows = self._view.decoding
-            self._decoding = DecodeLoad(
-                table.tbt_s[rows], table.context_tokens(rows), self._view.model, MOST_DECODE_SHARE
-            )
-        limit_s = float(table.tbt_s[row])
-        if not self._decoding.admits(limit_s, context):
-            return False
-        if not self._view.ledger.admits(charge, *table.charges(row), beside_tokens):
-            return False
-        self._decoding.add(limit_s, context)
-        return True
-
-    def _fits(self, history: int) -> int:
-        if self._fixed:
-            return self._chunk_left
-        return min(self._chunk_left, self._view.model.largest_chunk(self.shape, history, self._time_s))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sglang_slo.core.arrival_reserve import ArrivalReserve
-from sglang_slo.core.plan import View
 from sglang_slo.core.reservation import (
     ForecastLedger,
     FullLedger,
@@ -18,6 +17,7 @@ from sglang_slo.core.reservation import (
     StockLedger,
 )
 from sglang_slo.core.reserve import Reserve
+from sglang_slo.core.view import View
 from sglang_slo.runtime import batches
 
 if TYPE_CHECKING:
