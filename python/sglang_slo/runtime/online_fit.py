@@ -4,8 +4,8 @@ Runs on the rank whose tick is broadcast; the others get the result in the tick,
 model. The fit starts from the profile each time, never from the last fit: what traffic never shows stays as
 profiled, and errors cannot build up. A refit that changes next to nothing is not put into force.
 
-The margin of budgets is a quantile of measured/predicted, and its level trades gaps for first tokens. With 15
-% noise, after 30 s, one seed, 0.99 / 0.995 / 0.999 kept both limits of 97.9 / 99.8 / 100 % of requests on mix
+The margin of budgets is a quantile of measured/predicted, and its level trades gaps for first tokens. With 15 %
+noise, after 30 s, one seed, 0.99 / 0.995 / 0.999 kept both limits of 97.9 / 99.8 / 100 % of requests on mix
 at load 2 (100 % without noise). On chat70b at load 0.5, whose limit leaves little beside the fixed cost of a
 pass, 0.95 / 0.98 / 0.99 / 0.995 kept 35.0 / 83.2 / 92.7 / 93.2 % (98.2 % without noise); there 0.999 from a
 profile 25 % too fast kept 87.7 %, all of its gaps but too few first tokens. Most of that loss is room, not guessing: a
