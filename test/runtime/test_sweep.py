@@ -16,16 +16,12 @@ def test_a_request_that_is_nowhere_any_more_ends_while_the_server_is_idle(tmp_pa
         if iteration == 1:
             gone = scheduler.slo_gone
             scheduler.slo_gone = lambda req: (ended.append(req.rid), gone(req))
+            scheduler.slo_planner.plan = _without(scheduler, lost.rid)
             return [lost, *others]
         scheduler.waiting_queue[:] = [req for req in scheduler.waiting_queue if req.rid != lost.rid]
         return []
 
-    def never_planned(scheduler: Any, iteration: int) -> list[Any]:
-        if iteration == 1:
-            scheduler.slo_planner.plan = _without(scheduler, lost.rid)
-        return lose_one(scheduler, iteration)
-
-    done = real.run(never_planned, 2, ["--max-total-tokens", "2000"], tmp_path)
+    done = real.run(lose_one, 2, ["--max-total-tokens", "2000"], tmp_path)
     assert sorted(done.tokens) == sorted(r.rid for r in others)
     assert ended.count(lost.rid) == 1
     assert not done.scheduler.slo_book.reqs and len(done.scheduler.slo_book.table) == 0

@@ -194,8 +194,6 @@ class Vocabulary:
         ids = np.arange(len(plain), dtype=np.uint64)
         if len(parts.doc) == 0:
             parts, at = from_texts(["a"]), np.zeros(len(plain), np.intp)
-        if len(parts.doc) == 0:
-            parts, at = from_texts(["a"]), np.zeros(len(plain), np.intp)
         self.hashes = np.where(there, parts.hashes[at], mix(ids))
         self.flags = np.where(there, parts.flags[at], 0).astype(np.uint8)
         self.value = np.where(there, parts.value[at], 0).astype(np.float32)
