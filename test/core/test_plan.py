@@ -38,7 +38,7 @@ class Device:
         self.first: dict[int, float] = {}
         self.cut = -1
         self.worst_gap_share = 0.0
-        self.reserve = 0
+        self.reserve = self.kept = 0  # for arrivals, for what the forecast misses
 
     def arrive(self, slo: Slo, prompt: int, output: int = 4) -> int:
         row = self.table.add(slo, self.now, prompt, output)
@@ -59,7 +59,10 @@ class Device:
             chunked=self.cut,
             base_s=self.now,
             model=self.model,
-            ledger=ForecastLedger(table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, 0),
+            ledger=ForecastLedger(
+                table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, self.kept
+            ),
+            reserve_tokens=self.kept,
             free_tokens=self.capacity - used,
             arrival_reserve_tokens=self.reserve,
             capacity_tokens=self.capacity,
@@ -227,6 +230,18 @@ def test_only_those_with_time_to_spare_leave_a_reserve() -> None:
     assert device.planner.plan(device.view()).prefill[0][0] == hasty
 
 
+def test_only_the_critical_may_have_the_reserve() -> None:
+    device = Device(capacity=10_000)
+    device.kept = 3000
+    long = device.arrive(CHAT, 2000, 3000)
+    while long not in device.first:
+        device.step()
+    hasty = device.arrive(BATCH, 2500, 2500)
+    assert not device.planner.plan(device.view()).prefill
+    device.now += 16.0  # of its 30 s
+    assert [row for row, _ in device.planner.plan(device.view()).prefill] == [hasty]
+
+
 def test_the_reserve_for_arrivals_keeps_the_lost_out_no_longer_than_until_their_turn() -> None:
     device = Device(capacity=10_000)
     device.reserve = 9000
@@ -252,18 +267,21 @@ def test_however_many_lost_ones_kv_turns_away_newcomers_get_in() -> None:
     assert not set(lost) & {row for row, _ in plan.prefill}
 
 
-def test_newcomers_overtake_one_that_kv_has_no_room_for_only_so_long() -> None:
-    """A lost request that fits only into an empty pool; small ones in a hurry keep coming and would fill it."""
+@pytest.mark.parametrize("small", [CHAT, Slo()], ids=["in a hurry", "not"])
+def test_newcomers_overtake_one_that_kv_has_no_room_for_only_so_long(small: Slo) -> None:
+    """A lost request that fits only into an empty pool; small ones keep coming and would fill it."""
     device = Device(capacity=10_000)
-    large = None
+    large, told = None, False
     while device.now < 2 * HOLD_UP_S and large not in device.first:
         while len(device.waiting) + len(device.running) < 8:
-            device.arrive(CHAT, 1000, 40)
+            device.arrive(small, 1000, 40)
         if large is None and device.now > 1:
             large = device.arrive(Slo(), 8000, 1000)
             arrived = device.now
         device.step()
+        told |= device.planner.held_up_by == large
     assert device.first[large] - arrived < HOLD_UP_S + 5
+    assert told and device.planner.held_up_by == -1
 
 
 def test_what_may_not_be_set_aside_goes_on_first() -> None:

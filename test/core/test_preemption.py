@@ -158,16 +158,29 @@ def test_longer_copies_are_begun_earlier_within_a_bound() -> None:
     assert leads == [1, 2, 4, preemption.LONGEST_LEAD]
 
 
-def _turn(deadline_s: float = math.inf, waiting: tuple[float, ...] = (), now: float = 10.0) -> Turn:
+def _turn(
+    deadline_s: float = math.inf,
+    waiting: tuple[float, ...] = (),
+    now: float = 10.0,
+    held_up_by_seq: float = math.inf,
+) -> Turn:
     return preemption.turn(
-        deadline_s, np.array(waiting), now, since_s=8.0, work_s=0.2, share=0.05, overdue_s=60.0
+        deadline_s,
+        np.array(waiting),
+        now,
+        since_s=8.0,
+        work_s=0.2,
+        share=0.05,
+        overdue_s=60.0,
+        seq=5,
+        held_up_by_seq=held_up_by_seq,
     )
 
 
 def test_a_swapped_request_goes_first_by_its_own_deadline_only_while_that_can_be_kept_and_is_the_nearest() -> (
     None
 ):
-    assert _turn(10.5, waiting=(11.0, math.inf)) is Turn.NOW
+    assert _turn(10.5, waiting=(11.0, math.inf)) is Turn.HASTY
     assert _turn(11.5, waiting=(11.0,)) is Turn.NOT_YET
     assert _turn(9.5, waiting=(11.0,)) is Turn.NOT_YET
 
@@ -185,4 +198,14 @@ def test_the_guaranteed_share_gives_a_swapped_request_its_turn_whoever_waits() -
 
 def test_a_swapped_request_that_stood_long_enough_leaves_nothing_to_others() -> None:
     assert _turn(waiting=(200.0,), now=67.9) is Turn.SPARE
-    assert _turn(waiting=(200.0,), now=68.0) is Turn.NOW
+    assert _turn(waiting=(200.0,), now=68.0) is Turn.OVERDUE
+
+
+def test_nobody_comes_back_past_one_that_is_not_overtaken_any_more_but_in_time_or_by_order_of_arrival() -> (
+    None
+):
+    assert _turn(held_up_by_seq=4) is Turn.NOT_YET
+    assert _turn(held_up_by_seq=6) is Turn.NOT_YET
+    assert _turn(now=68.0, held_up_by_seq=4) is Turn.NOT_YET
+    assert _turn(now=68.0, held_up_by_seq=6) is Turn.OVERDUE
+    assert _turn(10.5, held_up_by_seq=4) is Turn.HASTY

@@ -6,7 +6,7 @@ passes a deadline drop the largest job so far: Moore's rule, which leaves the fe
 next iteration. The lost, and requests without a limit, wait in one FIFO line that keeps a guaranteed share of the
 tokens (`LostLine`), so that none of them waits longer than the work ahead of it over that share of the throughput.
 Where KV is short, tokens are not what they wait for: then the first in line is let in whatever others may need once
-none of the line was served for a while, and not overtaken any more once that lasts (`plan.TURN_S`, `plan.HOLD_UP_S`).
+the first was not served for a while, and not overtaken any more once that lasts (`plan.TURN_S`, `plan.HOLD_UP_S`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 # Moore's rule looks at so many requests at most, the ones with the nearest deadlines: those behind are not
 # reached within an iteration anyway, and planning stays under a millisecond with thousands waiting.
 MOORE_WINDOW = 512
+CRITICAL_SHARE = 0.5  # of a first-token limit, at most, is left to a critical request
 RATE_MEMORY_S = 10.0  # how far back the rate of the lost line looks
 
 
@@ -53,6 +54,16 @@ def winnable(deadline_s: np.ndarray, work_s: np.ndarray, start_s: float) -> np.n
     return keep
 
 
+def critical(deadline_s: float, ttft_s: float, work_s: float, start_s: float) -> bool:
+    """Whether little is left of a limit that can still be kept: such a request is given KV first (CacheOPT, C3).
+
+    `work_s` is its own prefill, `ttft_s` its first-token limit, `start_s` when the next iteration can start; seconds.
+    The paper asks whether the slack is below the longest recent iteration. By then it is too late to make room, as
+    that takes iterations itself: here the slack is measured against the limit.
+    """
+    return 0 <= deadline_s - start_s - work_s <= CRITICAL_SHARE * ttft_s
+
+
 @dataclass
 class LostLine:
     """Credit of the lost: they earn `share` of all prefilled tokens and spend it at the head of an iteration.
@@ -65,7 +76,7 @@ class LostLine:
     share: float
     cap_tokens: float = 16384.0
     credit_tokens: float = 0.0
-    _served_s: float = math.inf  # when one of them was last served, or none waited
+    _served_s: float = math.inf  # when the first of them was last served, or none waited
     _seen_s: float = math.inf  # time of the last account
     _elapsed_s: float = 0.0  # all three forget with RATE_MEMORY_S
     _all_tokens: float = 0.0
@@ -92,11 +103,11 @@ class LostLine:
         self._own_tokens = self._own_tokens * keep + own_tokens
 
     def served(self, now_s: float) -> None:
-        """One of the lost got in, or none waits."""
+        """The first of the lost got something, or none waits."""
         self._served_s = now_s
 
     def waited_s(self, now_s: float) -> float:
-        """For how long none of the lost has been served though some waited."""
+        """For how long the first of the lost has not been served, whoever of them it was."""
         return now_s - self._served_s
 
     def wait_s(self, ahead_tokens: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit
 PATIENCE_S = 2.0  # so long at most decodes leave no time for any prefill
 PATIENCE_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
-# The first of the lost, once none of them was served for so long:
+# The first of the lost, once the first was not served for so long, whoever of them overtook it:
 TURN_S = 60.0  # its turn comes, and it need leave nothing to arrivals
 HOLD_UP_S = 120.0  # nobody overtakes it any more
 MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
@@ -81,6 +81,9 @@ class Planner:
         self.config = config
         self.lost = ordering.LostLine(config.lost_share)
         self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
+        self.held_up_by = (
+            -1
+        )  # row of the lost request that nobody overtakes any more, as of the last plan; -1: none
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""
@@ -139,6 +142,7 @@ class Planner:
 
     def _nobody_waits(self, base_s: float) -> None:
         self._prefilled_s = base_s
+        self.held_up_by = -1
         self.lost.earn(0, waiting=False)
         self.lost.served(base_s)
 
@@ -146,19 +150,31 @@ class Planner:
         """What of `line` fits into the iteration."""
         filling = Filling(view, budget, self.config.chunk == "fixed")
         waited_s = self.lost.waited_s(view.base_s)
-        goes_first = self._goes_on(view) or (line.turns > 0 and waited_s > HOLD_UP_S)
+        holds_up = line.turns > 0 and waited_s > HOLD_UP_S
+        self.held_up_by = int(line.rows[0]) if holds_up else -1
+        goes_first = self._goes_on(view) or holds_up
         turned_away = False
         for place, row in enumerate(line.rows.tolist()):
             in_turn = place < line.turns
             if in_turn and turned_away:
                 continue  # the lost do not overtake one another
             hasty = line.turns <= place < line.turns + line.hasty
-            leaves_none = hasty or (in_turn and waited_s > TURN_S)
-            got_in = filling.add(row, 0 if leaves_none else view.arrival_reserve_tokens)
+            if hasty:
+                beside = -view.reserve_tokens if self._critical(view, row) else 0
+            else:
+                beside = 0 if in_turn and waited_s > TURN_S else view.arrival_reserve_tokens
+            got_in = filling.add(row, beside)
             if filling.full or (place == 0 and goes_first and not got_in):
                 break
             turned_away |= in_turn and not got_in
         return filling
+
+    def _critical(self, view: View, row: int) -> bool:
+        table = view.table
+        history = int(table.history_tokens[row])
+        context = int(table.prompt_tokens[row] + table.output_tokens[row])
+        work_s = view.model.prefill_s(history, max(context - history, 1))
+        return ordering.critical(float(table.deadline_s[row]), float(table.ttft_s[row]), work_s, view.base_s)
 
     def _goes_on(self, view: View) -> bool:
         """Whether the request that was cut last comes first, as it cannot be set aside."""
@@ -269,7 +285,7 @@ class Planner:
         self.lost.earn(everything, len(ranking.lost_rows) > 0)
         self.lost.spend(own)
         self.lost.account(filling.base_s, own, everything)
-        if lost or not len(ranking.lost_rows):
+        if not len(ranking.lost_rows) or int(ranking.lost_rows[0]) in lost:
             self.lost.served(filling.base_s)
 
     def _shed(self, view: View, ranking: Ranking) -> list[int]:

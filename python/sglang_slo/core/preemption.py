@@ -191,7 +191,8 @@ class Turn(Enum):
 
     NOT_YET = "not yet"
     SPARE = "spare"  # it may have what those in a hurry do not need
-    NOW = "now"
+    HASTY = "hasty"  # its own deadline can still be kept, and is the nearest
+    OVERDUE = "overdue"  # it has stood so long that it need leave nothing to others
 
 
 def turn(
@@ -202,20 +203,28 @@ def turn(
     work_s: float,
     share: float,
     overdue_s: float,
+    seq: int,
+    held_up_by_seq: float,
 ) -> Turn:
     """Whether it is a swapped request's turn.
 
-    It is at once if its deadline can still be kept and is the nearest of those that can (`waiting_deadline_s`,
+    It is at once (hasty) if its deadline can still be kept and is the nearest of those that can (`waiting_deadline_s`,
     float[n]). Else it is one of the lost and takes what is spare, if nobody is in a hurry or by their guaranteed share:
     once it has stood at the head, since `since_s`, for the time that `work_s`, computing it again, would take at that
-    share of the machine. After `overdue_s` there it need leave nothing to others. `start_s`: when the next iteration
+    share of the machine. After `overdue_s` there it is overdue. `start_s`: when the next iteration
     can start.
+
+    A lost request that waits for prefill and that nobody overtakes any more (`held_up_by_seq`, its arrival number; inf:
+    there is none) is not overtaken from the host either: of two that are overdue, the one that came first goes first.
     """
     winnable = waiting_deadline_s[(waiting_deadline_s >= start_s) & np.isfinite(waiting_deadline_s)]
     nearest = float(winnable.min(initial=math.inf))
-    on_time = math.isfinite(deadline_s) and start_s <= deadline_s <= nearest
+    if math.isfinite(deadline_s) and start_s <= deadline_s <= nearest:
+        return Turn.HASTY
     stood_s = start_s - since_s
-    if on_time or (share > 0 and stood_s >= overdue_s):
-        return Turn.NOW
+    if share > 0 and stood_s >= overdue_s and seq < held_up_by_seq:
+        return Turn.OVERDUE
+    if math.isfinite(held_up_by_seq):
+        return Turn.NOT_YET
     spare = len(winnable) == 0 or (share > 0 and stood_s >= work_s / share)
     return Turn.SPARE if spare else Turn.NOT_YET

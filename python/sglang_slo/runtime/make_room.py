@@ -1,24 +1,26 @@
-"""Ahead of need: requests that can spare a long gap leave for critical ones that KV has no room for.
+"""Ahead of need: requests that can spare a long gap leave for those that KV has no room for.
 
-Room is made only where it pays: nobody who leaves misses anything by it, and what it costs to bring them back is
-less than the newcomer takes of the machine itself. What was refused in one iteration may enter in the next.
+For critical requests room is made only where it pays: what it costs to bring the victims back is less than the
+newcomer takes of the machine itself. For one that has waited so long that nobody overtakes it any more, room is made
+at any price: waiting for it would leave KV idle, and that costs every newcomer meanwhile. Either way nobody who leaves
+misses anything by it. What was refused in one iteration may enter in the next.
 """
 
 from __future__ import annotations
 
+import bisect
 from typing import TYPE_CHECKING
 
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-from sglang_slo.core import preemption
+from sglang_slo.core import ordering, preemption
 from sglang_slo.core.latency import decode_shape
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.preempt import Preemptor
     from sglang_slo.runtime.scheduler import SloScheduler
 
-CRITICAL_SHARE = 0.5  # of its first-token limit, or less, is left to a request that others make room for
 MOST_NEEDY = 4  # requests that room is made for in one iteration
 MOST_VICTIMS = 4  # requests that leave for one
 
@@ -33,9 +35,8 @@ class RoomMaker:
         """Take victims out of `batch`, in place, for critical requests without room; True: some left.
 
         `refused`: rows that the last plan would have admitted but for KV, most urgent first. A request is critical
-        when little of its first-token limit is left. Only those leave that miss nothing by it (a spare gap that
-        their 99th percentile permits already, or a limit that is lost), and only if they cost less than the
-        newcomer takes itself.
+        when little of its first-token limit is left. Only those leave that miss nothing by it: a spare gap that
+        their 99th percentile permits already, or a limit that is lost.
         """
         s = self._scheduler
         if s.slo_config.preempt == "stock" or s.slo_config.kv == "stock" or batch.is_empty():
@@ -43,49 +44,80 @@ class RoomMaker:
         before = len(batch.reqs)
         for row in refused[:MOST_NEEDY]:
             if row in s.slo_book.reqs and self._critical(row):
-                self._make_room_for(row, batch)
+                rows = s.slo_book.rows(batch.reqs)
+                self._take_out(batch, self._cheap(row, batch, rows, self._may_go(batch, rows)))
+        row = self._preemptor.overdue_row()
+        if row in s.slo_book.reqs:
+            rows = s.slo_book.rows(batch.reqs)
+            later = s.slo_book.table.seq[rows] > s.slo_book.table.seq[row]
+            self._take_out(batch, self._enough(row, batch, rows, self._may_go(batch, rows) & later))
         return len(batch.reqs) < before
+
+    def _take_out(self, batch: ScheduleBatch, positions: np.ndarray | None) -> None:
+        if positions is not None:
+            self._preemptor.take_out(batch, positions)
 
     def _critical(self, row: int) -> bool:
         s, table = self._scheduler, self._scheduler.slo_book.table
         own_s = s.slo_model.prefill_s(0, int(table.prefill_tokens(np.array([row]))[0]))
-        slack_s = float(table.deadline_s[row]) - s.slo_book.base_s(s.slo_tick.now_s) - own_s
-        return 0 <= slack_s <= CRITICAL_SHARE * float(table.ttft_s[row])
+        start_s = s.slo_book.base_s(s.slo_tick.now_s)
+        return ordering.critical(float(table.deadline_s[row]), float(table.ttft_s[row]), own_s, start_s)
 
-    def _make_room_for(self, row: int, batch: ScheduleBatch) -> None:
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        rows = s.slo_book.rows(batch.reqs)
+    def _may_go(self, batch: ScheduleBatch, rows: np.ndarray) -> np.ndarray:
+        """Who misses nothing by leaving now, bool[n]."""
+        table = self._scheduler.slo_book.table
         # counted on what it has written already: a prediction might not come true
         spare = preemption.may_miss(table.gaps[rows], table.missed_gaps[rows], np.zeros(len(rows), np.int64))
         allowed = np.fromiter((self._preemptor.may_leave(req) for req in batch.reqs), bool, len(rows))
-        allowed &= (spare >= 1) | table.late[rows] | ~np.isfinite(table.tbt_s[rows])
+        return allowed & ((spare >= 1) | table.late[rows] | ~np.isfinite(table.tbt_s[rows]))
+
+    def _order(self, rows: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        table = self._scheduler.slo_book.table
         bucket = preemption.protection(table.bucket[rows], ~table.late[rows])
         held = table.held_tokens(rows)
-        order = preemption.victim_order(bucket, table.remaining_tokens[rows], held, table.seq[rows], allowed)
-        chosen = self._fewest(row, batch, rows, order)
-        if chosen is not None:
-            self._preemptor.take_out(batch, chosen)
+        return preemption.victim_order(bucket, table.remaining_tokens[rows], held, table.seq[rows], allowed)
 
-    def _fewest(
-        self, row: int, batch: ScheduleBatch, rows: np.ndarray, order: np.ndarray
+    def _cheap(
+        self, row: int, batch: ScheduleBatch, rows: np.ndarray, allowed: np.ndarray
     ) -> np.ndarray | None:
-        """The first victims of `order` whose leaving lets `row` in; None if no few ones do, or at too high a price."""
+        """The first few victims whose leaving lets `row` in; None if that takes many, or costs more than it is worth."""
         s, table = self._scheduler, self._scheduler.slo_book.table
         charge = int(table.held_tokens(np.array([row]))[0])
-        charges = (charge, *table.charges(row))
         worth_s = s.slo_model.prefill_s(0, charge) + self._occupation_s(row, rows)
-        free, cost_s, stay = self._preemptor.free_tokens(), 0.0, np.ones(len(rows), bool)
-        for count, position in enumerate(order[:MOST_VICTIMS].tolist()):
-            if s.slo_viewer.ledger(rows[stay], free).admits(*charges):
-                return order[:count]
-            context = int(table.context_tokens(rows[position : position + 1])[0])
-            cost_s += s.slo_model.prefill_s(0, context)
-            if cost_s > worth_s:
-                return None
-            stay[position] = False
-            free += freed_tokens(batch.reqs[position])
-        fits = s.slo_viewer.ledger(rows[stay], free).admits(*charges)
-        return order[:MOST_VICTIMS] if fits else None
+        order = self._order(rows, allowed)[:MOST_VICTIMS]
+        cost_s = np.cumsum([s.slo_model.prefill_s(0, int(n)) for n in table.context_tokens(rows[order])])
+        affordable = order[: int(np.searchsorted(cost_s, worth_s, side="right"))]
+        return self._fewest(row, batch, rows, affordable, False)
+
+    def _enough(
+        self, row: int, batch: ScheduleBatch, rows: np.ndarray, allowed: np.ndarray
+    ) -> np.ndarray | None:
+        """As many victims as let `row` in, whatever they cost; None if all of them are not enough. One stays."""
+        order = self._order(rows, allowed)
+        return self._fewest(row, batch, rows, order[:-1] if len(order) == len(rows) else order, True)
+
+    def _fewest(
+        self, row: int, batch: ScheduleBatch, rows: np.ndarray, order: np.ndarray, overdue: bool
+    ) -> np.ndarray | None:
+        """The first victims of `order` whose leaving lets `row` in; None if not even all of them do.
+
+        A critical one may have the reserve, and leaves its room to the next that comes back from the host; an overdue
+        one may be that one.
+        """
+        s, table = self._scheduler, self._scheduler.slo_book.table
+        charge = int(table.held_tokens(np.array([row]))[0])
+        freed = np.cumsum([0, *(freed_tokens(batch.reqs[i]) for i in order.tolist())])
+        free = self._preemptor.free_tokens() + self._preemptor.leaving_tokens
+        beside = 0 if overdue else -s.slo_viewer.reserve_tokens
+
+        def fits(count: int) -> bool:
+            stay = np.delete(rows, order[:count])
+            ledger = s.slo_viewer.ledger(stay, free + int(freed[count]), next_back=not overdue)
+            return ledger.admits(charge, *table.charges(row), beside)
+
+        counts = range(int(np.searchsorted(freed, charge - free)), len(order) + 1)
+        fewest = bisect.bisect_left(counts, True, key=fits)
+        return order[: counts[fewest]] if fewest < len(counts) else None
 
     def _occupation_s(self, row: int, rows: np.ndarray) -> float:
         """Machine time that a newcomer's decoding takes: its share of the pool, for as long as it is expected to run."""

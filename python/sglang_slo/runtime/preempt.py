@@ -82,7 +82,7 @@ class Preemptor:
         if self.free_tokens() < len(batch.reqs) and self.line is not None:
             self.line.release_due(now=True)
         free = self.free_tokens()
-        if free + (self.line.leaving_tokens if self.line else 0) >= soon:
+        if free + self.leaving_tokens >= soon:
             return False
         allowed = np.fromiter((self.may_leave(req) for req in batch.reqs), bool, len(rows))
         self.take_out(batch, self._choose(batch.reqs, rows, allowed, free))
@@ -187,8 +187,9 @@ class Preemptor:
         free = self.free_tokens() + sum(freed_tokens(req) for req in leaving)
         ledger = s.slo_viewer.ledger(s.slo_book.rows(stay), free)
         peak = getattr(ledger, "peak", s.max_total_num_tokens)
-        waiting = s.slo_book.rows([req for req in s.waiting_queue if req.slo_row >= 0])
-        return s.max_total_num_tokens - peak - int(s.slo_book.table.held_tokens(waiting).sum())
+        waiting = s.slo_book.waiting_rows(s.waiting_queue)
+        held = s.slo_book.table.held_tokens(waiting[waiting >= 0])
+        return s.max_total_num_tokens - peak - int(held.sum())
 
     def _leave(self, req: Req, way: WayOut, iteration_s: float) -> None:
         s = self._scheduler
@@ -208,6 +209,11 @@ class Preemptor:
     def free_tokens(self) -> int:
         s = self._scheduler
         return s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
+
+    @property
+    def leaving_tokens(self) -> int:
+        """KV that is free as soon as it is copied out."""
+        return self.line.leaving_tokens if self.line else 0
 
     def _set_deadline(self, req: Req) -> None:
         table, row = self._scheduler.slo_book.table, req.slo_row
@@ -297,8 +303,13 @@ class Preemptor:
 
     def next_back_rows(self) -> np.ndarray:
         """The row that newcomers leave room for, int[0 or 1]: it returns from the host as soon as there is some."""
-        head = self._recall.holds_up() if self._recall else None
+        head, _ = self._recall.holds_up() if self._recall else (None, False)
         return self._scheduler.slo_book.rows([head.req] if head else [])
+
+    def overdue_row(self) -> int:
+        """The row that has waited, or been away, so long that nobody overtakes it any more; -1: there is none."""
+        head, overdue = self._recall.holds_up() if self._recall else (None, False)
+        return head.req.slo_row if head is not None and overdue else self._scheduler.slo_planner.held_up_by
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
         """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""

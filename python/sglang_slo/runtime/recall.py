@@ -44,10 +44,10 @@ class Recall:
         batch.batch_is_full = False
         return batches.merge(batch, back)
 
-    def holds_up(self) -> Swapped | None:
-        """The swapped request whose room newcomers leave alone: its deadline is near, or it has stood for long."""
+    def holds_up(self) -> tuple[Swapped | None, bool]:
+        """The swapped request whose room newcomers leave alone, and whether that is because it has stood for long."""
         waiting, turn = self._head(HOLD_UP_S)
-        return waiting if turn is Turn.NOW else None
+        return (waiting if turn in (Turn.HASTY, Turn.OVERDUE) else None), turn is Turn.OVERDUE
 
     def _head(self, overdue_s: float) -> tuple[Swapped | None, Turn]:
         """The next to come back, and whether it may."""
@@ -55,16 +55,19 @@ class Recall:
         if head is None:
             return None, Turn.NOT_YET
         table, row = s.slo_book.table, head.req.slo_row
-        queued = s.slo_book.rows([req for req in s.waiting_queue if req.slo_row >= 0])
+        held_up_by = s.slo_planner.held_up_by
+        queued = s.slo_book.waiting_rows(s.waiting_queue)
         since_s = max(self._head_since_s, float(table.token_s[row]))
         return head, preemption.turn(
             float(table.deadline_s[row]),
-            table.deadline_s[queued],
+            table.deadline_s[queued[queued >= 0]],
             s.slo_book.base_s(s.slo_tick.now_s),
             since_s,
             s.slo_model.prefill_s(0, head.copy.tokens),
             s.slo_config.lost_share,
             overdue_s,
+            int(table.seq[row]),
+            table.seq[held_up_by] if held_up_by >= 0 else math.inf,
         )
 
     def _enters(self, batch: ScheduleBatch, waiting: Swapped, turn: Turn) -> bool:
@@ -82,8 +85,11 @@ class Recall:
         ledger = s.slo_viewer.ledger(
             s.slo_book.rows(batch.reqs), s.slo_preempt.free_tokens(), next_back=False
         )
-        kept = s.slo_viewer.arrivals.tokens(s.slo_tick.now_s) if turn is Turn.SPARE else 0
-        return ledger.admits(charge, *table.charges(row), kept)
+        beside = {
+            Turn.SPARE: s.slo_viewer.arrivals.tokens(s.slo_tick.now_s),
+            Turn.HASTY: -s.slo_viewer.reserve_tokens,
+        }
+        return ledger.admits(charge, *table.charges(row), beside.get(turn, 0))
 
     def _pick_up(self, reqs: list[Req]) -> None:
         """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""

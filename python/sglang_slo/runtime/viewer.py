@@ -39,6 +39,11 @@ class Viewer:
         self._scheduler = scheduler
         self._bound_next = 0  # iteration of the next refresh of length bounds
 
+    @property
+    def reserve_tokens(self) -> int:
+        """The ledger's reserve; SGLang's rule of admission knows of none."""
+        return 0 if self._scheduler.slo_config.kv == "stock" else self.reserve.tokens
+
     def view(self, running_batch: ScheduleBatch) -> View:
         """What the next plan is made from. SGLang has merged its batches; at most one iteration is in flight."""
         s = self._scheduler
@@ -66,6 +71,7 @@ class Viewer:
             base_s=book.base_s(s.slo_tick.now_s),
             model=s.slo_model,
             ledger=LateLedger(partial(self.ledger, decoding, free)),
+            reserve_tokens=self.reserve_tokens,
             free_tokens=free,
             arrival_reserve_tokens=self.arrivals.tokens(s.slo_tick.now_s),
             capacity_tokens=s.max_total_num_tokens,
