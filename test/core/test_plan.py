@@ -62,7 +62,7 @@ class Device:
             ledger=ForecastLedger(
                 table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, self.kept
             ),
-            reserve_tokens=self.kept,
+            critical_tokens=self.kept,
             free_tokens=self.capacity - used,
             arrival_reserve_tokens=self.reserve,
             capacity_tokens=self.capacity,

@@ -14,7 +14,7 @@ from sglang_slo.runtime.make_room import RoomMaker
 from sglang_slo.twin import driver
 from sglang_slo.twin.workload import Workload, load_workload
 
-CHAT, BATCH = 0, 1
+CHAT, BATCH, CODE = 0, 1, 2
 CAPACITY = 12_000
 HOST = pytest.mark.parametrize(
     "flags", [[], ["--slo-host-kv-gb", "40", "--slo-preempt", "swap"]], ids=["no host", "host"]
@@ -22,7 +22,7 @@ HOST = pytest.mark.parametrize(
 
 
 def workload(rows: list[tuple[float, int, int, int]]) -> Workload:
-    """`rows`: arrival s, class, input and output tokens. A chat starts within 5 s and has a token every 100 ms."""
+    """`rows`: arrival s, class, input and output tokens. A chat starts within 5 s, code within 0.6; a token each 100 ms."""
     like = load_workload("reason-generated")
     rows = sorted(rows)
     arrival_s, class_id, input_tokens, output_tokens = (
@@ -31,8 +31,8 @@ def workload(rows: list[tuple[float, int, int, int]]) -> Workload:
     return replace(
         like,
         profile=replace(like.profile, kv_capacity_tokens=CAPACITY),
-        class_names=["chat", "batch"],
-        limits=[Slo(5.0, 0.1), Slo(math.inf, math.inf)],
+        class_names=["chat", "batch", "code"],
+        limits=[Slo(5.0, 0.1), Slo(math.inf, math.inf), Slo(0.6, 0.1)],
         class_id=class_id,
         arrival_s=arrival_s,
         input_tokens=input_tokens,
@@ -63,6 +63,14 @@ def test_arrivals_in_a_hurry_find_room_among_those_with_gaps_to_spare(flags: lis
     rows = driver.run(workload([*long, *burst]), "slo", flags).requests
     assert rows.attained.all()
     assert rows.preemptions.sum() > 0
+
+
+def test_arrivals_in_a_hurry_do_not_wait_for_room_that_is_needed_only_later() -> None:
+    """Nobody can spare a gap yet, and those that run will fill the pool, but not before victims can be found."""
+    long = [(0.01 * i, CHAT, 300, 1000) for i in range(28)]
+    burst = [(4.0, CODE, 200, 100) for _ in range(3)]
+    rows = driver.run(workload([*long, *burst]), "slo").requests
+    assert (rows.ttft_s <= rows.ttft_limit_s).all()
 
 
 def test_nobody_comes_back_from_the_host_past_one_that_nobody_overtakes(

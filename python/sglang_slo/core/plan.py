@@ -160,7 +160,7 @@ class Planner:
                 continue  # the lost do not overtake one another
             hasty = line.turns <= place < line.turns + line.hasty
             if hasty:
-                beside = -view.reserve_tokens if self._critical(view, row) else 0
+                beside = -view.critical_tokens if self._critical(view, row) else 0
             else:
                 beside = 0 if in_turn and waited_s > TURN_S else view.arrival_reserve_tokens
             got_in = filling.add(row, beside)

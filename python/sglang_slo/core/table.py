@@ -45,6 +45,9 @@ COLUMNS: dict[str, Any] = {
 }
 
 
+NO_LOOKAHEAD = 1 << 30  # tokens: more than any request writes
+
+
 class RequestTable:
     """Rows of live requests. `table.deadline_s[rows]` reads a column for an array of rows."""
 
@@ -71,7 +74,7 @@ class RequestTable:
     mixable: np.ndarray
 
     def __init__(
-        self, capacity: int = 1024, max_preemptions: int = 1 << 14, lookahead_tokens: int = 1 << 30
+        self, capacity: int = 1024, max_preemptions: int = 1 << 14, lookahead_tokens: int = NO_LOOKAHEAD
     ) -> None:
         self._free = list(range(capacity))
         self._next_seq = 0
@@ -140,6 +143,11 @@ class RequestTable:
         that was not kept finds it by preemption.
         """
         return np.minimum(self.remaining_tokens[rows], self.lookahead_tokens)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `bounded_tokens` ends before requests do."""
+        return self.lookahead_tokens < NO_LOOKAHEAD
 
     def final(self, rows: np.ndarray) -> np.ndarray:
         """Which rows were preempted as often as anyone may be, and have to stay to their end; bool[n]."""

@@ -23,7 +23,7 @@ class View:
     base_s: float  # when the iteration in flight is predicted to end; now, if none is
     model: LatencyModel
     ledger: Ledger
-    reserve_tokens: int  # KV that the ledger keeps for what the forecast misses; the critical may have it
+    critical_tokens: int  # KV beyond the ledger's limit that the critical may have
     free_tokens: int  # free + evictable KV
     arrival_reserve_tokens: int  # KV that the lost leave for arrivals in a hurry
     capacity_tokens: int

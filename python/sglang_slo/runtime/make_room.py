@@ -108,11 +108,11 @@ class RoomMaker:
         charge = int(table.held_tokens(np.array([row]))[0])
         freed = np.cumsum([0, *(freed_tokens(batch.reqs[i]) for i in order.tolist())])
         free = self._preemptor.free_tokens() + self._preemptor.leaving_tokens
-        beside = 0 if overdue else -s.slo_viewer.reserve_tokens
 
         def fits(count: int) -> bool:
             stay = np.delete(rows, order[:count])
             ledger = s.slo_viewer.ledger(stay, free + int(freed[count]), next_back=not overdue)
+            beside = 0 if overdue else -s.slo_viewer.critical_tokens(stay)
             return ledger.admits(charge, *table.charges(row), beside)
 
         counts = range(int(np.searchsorted(freed, charge - free)), len(order) + 1)

@@ -87,7 +87,7 @@ class Recall:
         )
         beside = {
             Turn.SPARE: s.slo_viewer.arrivals.tokens(s.slo_tick.now_s),
-            Turn.HASTY: -s.slo_viewer.reserve_tokens,
+            Turn.HASTY: -s.slo_viewer.critical_tokens(s.slo_book.rows(batch.reqs)),
         }
         return ledger.admits(charge, *table.charges(row), beside.get(turn, 0))
 

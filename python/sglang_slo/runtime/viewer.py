@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from sglang_slo.runtime.scheduler import SloScheduler
 
+NEAR_ITERATIONS = (
+    32  # what critical requests leave to those that run grows into: victims make room for as long
+)
 BOUND_EVERY = 16  # iterations between refreshes of what running requests may still write
 
 
@@ -38,11 +41,6 @@ class Viewer:
         self.arrivals = ArrivalReserve(0 if config.kv == "stock" else int(config.arrival_reserve * capacity))
         self._scheduler = scheduler
         self._bound_next = 0  # iteration of the next refresh of length bounds
-
-    @property
-    def reserve_tokens(self) -> int:
-        """The ledger's reserve; SGLang's rule of admission knows of none."""
-        return 0 if self._scheduler.slo_config.kv == "stock" else self.reserve.tokens
 
     def view(self, running_batch: ScheduleBatch) -> View:
         """What the next plan is made from. SGLang has merged its batches; at most one iteration is in flight."""
@@ -71,7 +69,7 @@ class Viewer:
             base_s=book.base_s(s.slo_tick.now_s),
             model=s.slo_model,
             ledger=LateLedger(partial(self.ledger, decoding, free)),
-            reserve_tokens=self.reserve_tokens,
+            critical_tokens=self.critical_tokens(decoding),
             free_tokens=free,
             arrival_reserve_tokens=self.arrivals.tokens(s.slo_tick.now_s),
             capacity_tokens=s.max_total_num_tokens,
@@ -92,6 +90,17 @@ class Viewer:
                     s.slo_open(req)
             rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
         return rows if cut is None else np.concatenate(([cut.slo_row], rows))
+
+    def critical_tokens(self, decoding: np.ndarray) -> int:
+        """KV beyond the ledger's limit that critical requests may have.
+
+        The reserve, and what those that decode may grow by only later than victims need to be found.
+        """
+        s, table = self._scheduler, self._scheduler.slo_book.table
+        if s.slo_config.kv != "forecast" or not table.looks_ahead:
+            return 0 if s.slo_config.kv == "stock" else self.reserve.tokens
+        growth = table.bounded_tokens(decoding)
+        return self.reserve.tokens + int(np.maximum(growth - NEAR_ITERATIONS, 0).sum())
 
     def ledger(self, decoding: np.ndarray, free: int, next_back: bool = True) -> Ledger:
         """The ledger of who holds KV now; with `next_back`, the next to return from the host has its room."""
