@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sglang_slo.runtime.demo_model import cache_dir
 from sglang_slo.twin import plot, runs
 from sglang_slo.twin.bound import RULES, bound
@@ -32,6 +34,7 @@ from sglang_slo.twin.report import (
     share_with_spread,
     spread,
     what_got_worse,
+    with_spread,
 )
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.runs import Spec, run_all, show_progress
@@ -118,8 +121,35 @@ def attainment(scene: Scene, setup: Setup) -> str:
             measures_table(main),
             f"What got worse at load {scene.main_load:g}:",
             _worse(main),
+            "What stands behind it at each load. Longest pause: the longest gap of each request, of which the 99th "
+            "percentile rule lets one in a hundred pass; its 99th percentile and its maximum over requests. KV when "
+            "saturated: mean share in use over the time in which somebody waits:",
+            _behind({load: named for load, (named, _) in by_load.items()}),
         ]
     )
+
+
+def _behind(by_load: dict[float, dict[str, list[RunResult]]]) -> str:
+    """The longest pauses, and KV in use while somebody waits."""
+    rows = []
+    for load, named in by_load.items():
+        for name, results in named.items():
+            pauses = [r.requests.max_gap_s[r.requests.finished] for r in results]
+            p99 = with_spread([float(np.quantile(p, 0.99)) if len(p) else 0.0 for p in pauses], " s")
+            longest = with_spread([float(p.max(initial=0.0)) for p in pauses], " s")
+            rows.append(
+                [f"{load:g}", name, p99, longest, share_with_spread([_saturated_kv(r) for r in results])]
+            )
+    head = ["load", "", "longest pause, p99", "longest pause, maximum", "KV when saturated"]
+    return markdown_table(head, rows)
+
+
+def _saturated_kv(result: RunResult) -> float:
+    """Mean share of KV in use over the iterations that left somebody waiting; 0 if there was none."""
+    its = result.iterations
+    seconds = its.duration_s * (its.waiting > 0)
+    used = float((its.kv_used_tokens * seconds).sum()) / max(result.kv_capacity_tokens, 1)
+    return used / float(seconds.sum()) if seconds.any() else 0.0
 
 
 def capacities(scene: Scene, setup: Setup) -> str:

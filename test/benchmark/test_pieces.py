@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_replay import make_result
 
@@ -11,7 +12,7 @@ import pieces
 from sglang_slo.twin.capacity import Capacity
 from sglang_slo.twin.compare import PARTS
 from sglang_slo.twin.predictors import PREDICTORS
-from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.result import Iterations, RunResult
 from sglang_slo.twin.runs import Spec
 
 SCENE = pieces.Scene("mix", (0.5, 1.0), 1.0, "title")
@@ -43,6 +44,17 @@ def test_attainment_sets_ours_beside_the_best_setting_and_the_bound(setup: piece
     assert "0.900 (0.900-0.900) | 0.500 (0.500-0.500) | 0.200" in row
     assert "| lpm 256 |" in row and row.endswith("| 0.900 |")
     assert "What got worse at load 1:" in text and "against best stock: nothing" in text
+
+
+def test_what_stands_behind_the_shares_is_told_at_each_load() -> None:
+    result = make_result("ours", 9)
+    result.requests.max_gap_s = np.arange(10.0)
+    result.kv_capacity_tokens = 100
+    used, waiting, seconds = np.array([90, 10, 60]), np.array([2, 0, 1]), np.array([1.0, 5.0, 2.0])
+    whole = np.zeros(3, np.int64)
+    result.iterations = Iterations(seconds, seconds, whole, whole, whole, whole, used, waiting, whole)
+    row = pieces._behind({0.5: {"ours": [result]}}).splitlines()[2]
+    assert row == "| 0.5 | ours | 8.91 s | 9 s | 0.700 |"
 
 
 def test_every_picture_that_the_page_shows_is_there(setup: pieces.Setup) -> None:

@@ -32,7 +32,7 @@ class Filling:
     def add(self, row: int, beside_tokens: int) -> bool:
         """Give `row` what fits; whether it got any. Only the last one taken is cut short; where KV has no room
         for one, the next is looked at. A newcomer has to leave `beside_tokens` beside it; where that is negative, it
-        may have so much of the reserve.
+        may pass the ledger's limit by so much, but not the pool.
         """
         view, table = self._view, self._view.table
         history = int(table.history_tokens[row])

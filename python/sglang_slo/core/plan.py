@@ -81,9 +81,8 @@ class Planner:
         self.config = config
         self.lost = ordering.LostLine(config.lost_share)
         self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
-        self.held_up_by = (
-            -1
-        )  # row of the lost request that nobody overtakes any more, as of the last plan; -1: none
+        # as of the last plan, the row of the lost request that nobody overtakes any more; -1: none
+        self.held_up_by = -1
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""

@@ -211,8 +211,7 @@ def turn(
     It is at once (hasty) if its deadline can still be kept and is the nearest of those that can (`waiting_deadline_s`,
     float[n]). Else it is one of the lost and takes what is spare, if nobody is in a hurry or by their guaranteed share:
     once it has stood at the head, since `since_s`, for the time that `work_s`, computing it again, would take at that
-    share of the machine. After `overdue_s` there it is overdue. `start_s`: when the next iteration
-    can start.
+    share of the machine. After `overdue_s` there it is overdue. `start_s`: when the next iteration can start.
 
     A lost request that waits for prefill and that nobody overtakes any more (`held_up_by_seq`, its arrival number; inf:
     there is none) is not overtaken from the host either: of two that are overdue, the one that came first goes first.

@@ -27,8 +27,8 @@ class Ledger(Protocol):
         """True if a request that brings `prefill_tokens` now and up to `remaining_tokens` later may enter; charges it.
 
         `final_tokens`: what it may write at the very most, if it cannot be preempted any more; else 0.
-        `beside_tokens`: what has to be left for others beside it; not charged. Negative: it may have so much of the
-        reserve.
+        `beside_tokens`: what has to be left for others beside it; not charged. Negative: it may pass the
+        limit by so much.
         """
         ...
 

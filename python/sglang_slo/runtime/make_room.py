@@ -32,7 +32,7 @@ class RoomMaker:
         self._scheduler, self._preemptor = scheduler, preemptor
 
     def make(self, batch: ScheduleBatch, refused: list[int]) -> bool:
-        """Take victims out of `batch`, in place, for critical requests without room; True: some left.
+        """Take victims out of `batch`, in place, for critical and overdue requests without room; True: some left.
 
         `refused`: rows that the last plan would have admitted but for KV, most urgent first. A request is critical
         when little of its first-token limit is left. Only those leave that miss nothing by it: a spare gap that
@@ -101,8 +101,8 @@ class RoomMaker:
     ) -> np.ndarray | None:
         """The first victims of `order` whose leaving lets `row` in; None if not even all of them do.
 
-        A critical one may have the reserve, and leaves its room to the next that comes back from the host; an overdue
-        one may be that one.
+        A critical one may pass the ledger's limit (`Viewer.critical_tokens`), and leaves its room to the next that comes
+        back from the host; an overdue one may be that one.
         """
         s, table = self._scheduler, self._scheduler.slo_book.table
         charge = int(table.held_tokens(np.array([row]))[0])

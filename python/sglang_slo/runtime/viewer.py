@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
     from sglang_slo.runtime.scheduler import SloScheduler
 
-NEAR_ITERATIONS = (
-    32  # what critical requests leave to those that run grows into: victims make room for as long
-)
+NEAR_ITERATIONS = 32  # of growth that the critical leave to those that run: victims make room for as many
 BOUND_EVERY = 16  # iterations between refreshes of what running requests may still write
 
 
