@@ -54,7 +54,7 @@ def test_what_stands_behind_the_shares_is_told_at_each_load() -> None:
     whole = np.zeros(3, np.int64)
     result.iterations = Iterations(seconds, seconds, whole, whole, whole, whole, used, waiting, whole)
     row = pieces._behind({0.5: {"ours": [result]}}).splitlines()[2]
-    assert row == "| 0.5 | ours | 8.91 s | 9 s | 0.700 |"
+    assert row == "| 0.5 | ours | 0.200 | 8.91 s | 9 s | 0.700 |"
 
 
 def test_every_picture_that_the_page_shows_is_there(setup: pieces.Setup) -> None:
