@@ -278,8 +278,9 @@ def test_newcomers_overtake_one_that_kv_has_no_room_for_only_so_long(small: Slo)
         if large is None and device.now > 1:
             large = device.arrive(Slo(), 8000, 1000)
             arrived = device.now
-        device.step()
+        plan = device.step()
         told |= device.planner.held_up_by == large
+        assert device.planner.held_up_by not in [row for row, _ in plan.prefill]  # it is in
     assert device.first[large] - arrived < HOLD_UP_S + 5
     assert told and device.planner.held_up_by == -1
 

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sglang_slo.core.latency import LatencyModel
+from sglang_slo.core.table import RequestTable
+
 # Moore's rule looks at so many requests at most, the ones with the nearest deadlines: those behind are not
 # reached within an iteration anyway, and planning stays under a millisecond with thousands waiting.
 MOORE_WINDOW = 512
@@ -54,14 +57,18 @@ def winnable(deadline_s: np.ndarray, work_s: np.ndarray, start_s: float) -> np.n
     return keep
 
 
-def critical(deadline_s: float, ttft_s: float, work_s: float, start_s: float) -> bool:
-    """Whether little is left of a limit that can still be kept: such a request is given KV first (CacheOPT, C3).
+def critical(table: RequestTable, row: int, model: LatencyModel, start_s: float) -> bool:
+    """Whether little is left of a waiting row's limit, which can still be kept: it is given KV first (CacheOPT, C3).
 
-    `work_s` is its own prefill, `ttft_s` its first-token limit, `start_s` when the next iteration can start; seconds.
-    The paper asks whether the slack is below the longest recent iteration. By then it is too late to make room, as
-    that takes iterations itself: here the slack is measured against the limit.
+    `start_s` is when the next iteration can start. The paper asks whether the slack is below the longest recent
+    iteration. By then it is too late to make room, as that takes iterations itself: here the slack is measured against
+    the limit.
     """
-    return 0 <= deadline_s - start_s - work_s <= CRITICAL_SHARE * ttft_s
+    history = int(table.history_tokens[row])
+    context = int(table.prompt_tokens[row] + table.output_tokens[row])
+    work_s = model.prefill_s(history, max(context - history, 1))
+    slack_s = float(table.deadline_s[row]) - start_s - work_s
+    return 0 <= slack_s <= CRITICAL_SHARE * float(table.ttft_s[row])
 
 
 @dataclass

@@ -150,7 +150,6 @@ class Planner:
         filling = Filling(view, budget, self.config.chunk == "fixed")
         waited_s = self.lost.waited_s(view.base_s)
         holds_up = line.turns > 0 and waited_s > HOLD_UP_S
-        self.held_up_by = int(line.rows[0]) if holds_up else -1
         goes_first = self._goes_on(view) or holds_up
         turned_away = False
         for place, row in enumerate(line.rows.tolist()):
@@ -159,21 +158,17 @@ class Planner:
                 continue  # the lost do not overtake one another
             hasty = line.turns <= place < line.turns + line.hasty
             if hasty:
-                beside = -view.critical_tokens if self._critical(view, row) else 0
+                close = ordering.critical(view.table, row, view.model, view.base_s)
+                beside = -view.critical_tokens if close else 0
             else:
                 beside = 0 if in_turn and waited_s > TURN_S else view.arrival_reserve_tokens
             got_in = filling.add(row, beside)
             if filling.full or (place == 0 and goes_first and not got_in):
                 break
             turned_away |= in_turn and not got_in
+        taken = {row for row, _ in filling.prefill}
+        self.held_up_by = int(line.rows[0]) if holds_up and int(line.rows[0]) not in taken else -1
         return filling
-
-    def _critical(self, view: View, row: int) -> bool:
-        table = view.table
-        history = int(table.history_tokens[row])
-        context = int(table.prompt_tokens[row] + table.output_tokens[row])
-        work_s = view.model.prefill_s(history, max(context - history, 1))
-        return ordering.critical(float(table.deadline_s[row]), float(table.ttft_s[row]), work_s, view.base_s)
 
     def _goes_on(self, view: View) -> bool:
         """Whether the request that was cut last comes first, as it cannot be set aside."""

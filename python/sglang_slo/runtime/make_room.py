@@ -41,9 +41,9 @@ class RoomMaker:
         s = self._scheduler
         if s.slo_config.preempt == "stock" or s.slo_config.kv == "stock" or batch.is_empty():
             return False
-        before = len(batch.reqs)
+        before, start_s = len(batch.reqs), s.slo_book.base_s(s.slo_tick.now_s)
         for row in refused[:MOST_NEEDY]:
-            if row in s.slo_book.reqs and self._critical(row):
+            if row in s.slo_book.reqs and ordering.critical(s.slo_book.table, row, s.slo_model, start_s):
                 rows = s.slo_book.rows(batch.reqs)
                 self._take_out(batch, self._cheap(row, batch, rows, self._may_go(batch, rows)))
         row = self._preemptor.overdue_row()
@@ -56,12 +56,6 @@ class RoomMaker:
     def _take_out(self, batch: ScheduleBatch, positions: np.ndarray | None) -> None:
         if positions is not None:
             self._preemptor.take_out(batch, positions)
-
-    def _critical(self, row: int) -> bool:
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        own_s = s.slo_model.prefill_s(0, int(table.prefill_tokens(np.array([row]))[0]))
-        start_s = s.slo_book.base_s(s.slo_tick.now_s)
-        return ordering.critical(float(table.deadline_s[row]), float(table.ttft_s[row]), own_s, start_s)
 
     def _may_go(self, batch: ScheduleBatch, rows: np.ndarray) -> np.ndarray:
         """Who misses nothing by leaving now, bool[n]."""
@@ -87,14 +81,14 @@ class RoomMaker:
         order = self._order(rows, allowed)[:MOST_VICTIMS]
         cost_s = np.cumsum([s.slo_model.prefill_s(0, int(n)) for n in table.context_tokens(rows[order])])
         affordable = order[: int(np.searchsorted(cost_s, worth_s, side="right"))]
-        return self._fewest(row, batch, rows, affordable, False)
+        return self._fewest(row, batch, rows, affordable, overdue=False)
 
     def _enough(
         self, row: int, batch: ScheduleBatch, rows: np.ndarray, allowed: np.ndarray
     ) -> np.ndarray | None:
         """As many victims as let `row` in, whatever they cost; None if all of them are not enough. One stays."""
         order = self._order(rows, allowed)
-        return self._fewest(row, batch, rows, order[:-1] if len(order) == len(rows) else order, True)
+        return self._fewest(row, batch, rows, order[:-1] if len(order) == len(rows) else order, overdue=True)
 
     def _fewest(
         self, row: int, batch: ScheduleBatch, rows: np.ndarray, order: np.ndarray, overdue: bool
