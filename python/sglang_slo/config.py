@@ -75,11 +75,20 @@ class SloConfig:
         ("auto", "keep", "swap", "recompute", "stock"),
     )
     victims: str = _setting(
-        "cost", "who is preempted first: loosest limit and longest to go, or latest come", ("cost", "latest")
+        "auto",
+        "whom to give up among those who miss a promise by it: by KV held (kv), by KV held and still needed (area), by "
+        "area once predicted lengths have shown to be worth it (auto), or who came last (latest)",
+        ("auto", "kv", "area", "latest"),
     )
     # -- sizes and shares
     lost_share: float = _setting(
         0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0
+    )
+    lost_wait_s: float | None = _setting(
+        None,
+        "after so long without a token, one that cannot meet its limit is not overtaken any more, s; none: it keeps its "
+        "share of tokens, and waits until the forecast has room for it",
+        low=0,
     )
     queue_limit_s: float | None = _setting(
         None, "shed (HTTP 503) what would wait longer, s; none: never", low=0
@@ -91,6 +100,11 @@ class SloConfig:
     lookahead_tokens: int = _setting(
         100,
         "output per request that KV admission looks ahead, tokens; what comes later is left to preemption",
+        low=1,
+    )
+    return_lookahead_tokens: int = _setting(
+        1000,
+        "output per request that KV admission looks ahead before it lets in one that cannot meet its limit, tokens",
         low=1,
     )
     reserve_floor: float = _setting(0.01, "least share of KV kept in reserve", low=0)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sglang_slo.core.chunking import Budget, DecodeLoad
+from sglang_slo.core.kv.ledger import LateLedger, Need
 from sglang_slo.core.view import View
 
 MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
 LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
 MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a newcomer may take KV: see `ledger.Need`."""
+
+    far: bool = False
+    keep_free: int = 0
+    overdraft: int = 0
 
 
 class Filling:
@@ -17,68 +29,83 @@ class Filling:
         self.prefill: list[tuple[int, int]] = []
         self.shape = budget.base
         self.full = False
-        self.base_s = view.base_s
         self._view = view
         self._time_s = budget.time_s / view.model.residual_quantile
         self._chunk_left = view.most_chunk_tokens
         self._fixed = fixed
-        self._slots = view.request_slots
+        self.slots = view.request_slots
         # every decode may need a token of KV in this iteration
-        self._free = view.free_tokens - len(view.decoding)
-        self.refused: list[int] = []
+        self.free_tokens = view.pool.free_tokens - len(view.decoding)
+        self.ledger = LateLedger(view.pool.ledger)
+        self.entered: list[Need] = []  # what newcomers were charged
+        self.refused: dict[int, Need] = {}  # rows that KV had no room for, in order, and what they need
+        self._refusals = 0
         self.out_of_time = False  # the first one had no time for a single token
         self._decoding: DecodeLoad | None = None  # summed up when the first one asks to enter
 
-    def add(self, row: int, beside_tokens: int) -> bool:
+    def add(self, row: int, terms: Terms) -> bool:
         """Give `row` what fits; whether it got any. Only the last one taken is cut short; where KV has no room
-        for one, the next is looked at. A newcomer has to leave `beside_tokens` beside it; where that is negative, it
-        may pass the ledger's limit by so much, but not the pool.
+        for one, the next is looked at.
         """
         view, table = self._view, self._view.table
         history = int(table.history_tokens[row])
         context = int(table.prompt_tokens[row] + table.output_tokens[row])
-        need = max(context - history, 1)
-        tokens = min(need, self._fits(history))
-        if tokens <= 0 or (tokens < min(need, LEAST_CHUNK_TOKENS) and self.prefill):
+        rest = max(context - history, 1)
+        tokens = min(rest, self._fits(history))
+        if tokens <= 0 or (tokens < min(rest, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
             self.out_of_time = not self.prefill
             return False
         newcomer = row != view.chunked
-        # what is pinned for it, or held by others, is out of the pool already
-        charge = need
+        charge = rest
         if newcomer:
+            # what is pinned for it, or held by others, is out of the pool already
             charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row])
-        # what is cached but not held by anyone (charge - need) stops being evictable now
-        kv = tokens + charge - need
-        slot = not newcomer or self._slots > 0
-        fits = slot and kv <= self._free
-        if not fits or (newcomer and not self._enters(row, context, charge, beside_tokens)):
-            self.refused.append(row)
-            self.full = len(self.refused) >= MOST_REFUSALS
-            return False
-        self._slots -= newcomer
-        self._free -= kv
+            if self.slots <= 0 or not self._in_time(row, context):
+                return self._refuse()
+        # what is cached but not held by anyone (charge - rest) stops being evictable now
+        at_once = tokens + charge - rest
+        need = view.pool.need(
+            row, charge, far=terms.far, keep_free=terms.keep_free, overdraft=terms.overdraft
+        )
+        if at_once > self.free_tokens or (newcomer and not self.ledger.admits(need)):
+            if newcomer:
+                self.refused[row] = need
+            return self._refuse()
+        if newcomer:
+            self.slots -= 1
+            self.entered.append(need)
+            self._joins(row, context)
+        self.free_tokens -= at_once
         self.prefill.append((row, tokens))
         self.shape = self.shape.with_chunk(history, tokens)
         self._chunk_left -= tokens
-        self.full = tokens < need
+        self.full = tokens < rest
         return True
 
-    def _enters(self, row: int, context: int, charge: int, beside_tokens: int) -> bool:
-        """The decode-time test, then the ledger's word; charges the ledger if the answer is yes."""
+    @property
+    def rows(self) -> set[int]:
+        """Who got something."""
+        return {row for row, _ in self.prefill}
+
+    def _refuse(self) -> bool:
+        self._refusals += 1
+        self.full = self._refusals >= MOST_REFUSALS
+        return False
+
+    def _in_time(self, row: int, context: int) -> bool:
+        """Whether the decodes would still have time for each other with this one (`chunking.DecodeLoad`)."""
         table = self._view.table
         if self._decoding is None:
             rows = self._view.decoding
             self._decoding = DecodeLoad(
                 table.tbt_s[rows], table.context_tokens(rows), self._view.model, MOST_DECODE_SHARE
             )
-        limit_s = float(table.tbt_s[row])
-        if not self._decoding.admits(limit_s, context):
-            return False
-        if not self._view.ledger.admits(charge, *table.charges(row), beside_tokens):
-            return False
-        self._decoding.add(limit_s, context)
-        return True
+        return self._decoding.admits(float(table.tbt_s[row]), context)
+
+    def _joins(self, row: int, context: int) -> None:
+        assert self._decoding is not None
+        self._decoding.add(float(self._view.table.tbt_s[row]), context)
 
     def _fits(self, history: int) -> int:
         if self._fixed:

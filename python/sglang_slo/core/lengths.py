@@ -85,6 +85,18 @@ def remaining_and_expected(
     return _whole(left[0], generated, most), expected
 
 
+def remaining_moments(log_quantiles: Floats, generated: Ints, declared_max: Ints) -> tuple[Floats, Floats]:
+    """E[R] and E[R^2] of what remains given survival, float64 [n] each: means over the same eight levels.
+
+    For the KV area of a request, which grows with the square of what it still writes. Shapes as `remaining_tokens`.
+    """
+    knots = _knots(log_quantiles)
+    most = np.maximum(np.asarray(declared_max, np.int64) - generated, 1)
+    left = np.exp(_log_length_at(knots, _hazard_at(knots, generated) + _LEVEL_HAZARDS)) - generated
+    left = np.clip(left, 1, most)
+    return left.mean(axis=0), np.square(left).mean(axis=0)
+
+
 def declared_only(declared_max: Ints) -> Floats:
     """Log quantiles [n, Q] of requests about which only the declared maximum is known: they are taken at their word."""
     logs = np.log(np.maximum(np.asarray(declared_max, np.float64), 1.0))

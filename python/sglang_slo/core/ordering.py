@@ -1,12 +1,12 @@
-"""Who is served next: winnable requests before lost ones, tight before loose (AccelGen A2, CacheOPT's critical first).
+"""Who is served next: by deadline those who can still meet it, and behind them, with a share of their own, the others.
 
-Winnable is decided as a set. Walk the waiting requests in deadline order, add up their work, and whenever the sum
+Feasible is decided as a set. Walk the waiting requests in deadline order, add up their work, and whenever the sum
 passes a deadline drop the largest job so far: Moore's rule, which leaves the fewest late jobs on one machine
-(J. M. Moore, Management Science 15(1), 1968). What is dropped counts as lost for now and is looked at again in the
-next iteration. The lost, and requests without a limit, wait in one FIFO line that keeps a guaranteed share of the
-tokens (`LostLine`), so that none of them waits longer than the work ahead of it over that share of the throughput.
-Where KV is short, tokens are not what they wait for: then the first in line is let in whatever others may need once
-the first was not served for a while, and not overtaken any more once that lasts (`plan.TURN_S`, `plan.HOLD_UP_S`).
+(J. M. Moore, Management Science 15(1), 1968). What is dropped counts as infeasible for now and is looked at again in the
+next iteration. The infeasible, and requests without a limit, wait in one first-come line that keeps a guaranteed share
+of the tokens (`FairShareQueue`), so that none of them waits longer than the work ahead of it over that share of the
+throughput. Where KV is short, tokens are not what they wait for: there, one that has waited for `--slo-lost-wait-s` is
+not overtaken any more.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from sglang_slo.core.table import RequestTable
 # reached within an iteration anyway, and planning stays under a millisecond with thousands waiting.
 MOORE_WINDOW = 512
 CRITICAL_SHARE = 0.5  # of a first-token limit, at most, is left to a critical request
-RATE_MEMORY_S = 10.0  # how far back the rate of the lost line looks
+CRITICAL_S = 2.0  # is left, at most, to a critical request that comes back
+RATE_MEMORY_S = 10.0  # how far back the rate of their line looks
 
 
-def winnable(deadline_s: np.ndarray, work_s: np.ndarray, start_s: float) -> np.ndarray:
+def feasible_set(
+    deadline_s: np.ndarray, work_s: np.ndarray, start_s: float, importance: np.ndarray | None = None
+) -> np.ndarray:
     """Which jobs to keep so that the fewest are late, served in deadline order from `start_s` on; bool[n].
 
     `deadline_s` float[n], ascending; `work_s` float[n], seconds of the machine each. Jobs that cannot make their
-    deadline even alone are never kept.
+    deadline even alone are never kept. `importance` int[n]: the least important ones are dropped first, by Moore's
+    rule among them, before any of the next.
     """
     keep = start_s + work_s <= deadline_s
     candidates = np.flatnonzero(keep)
@@ -42,42 +46,45 @@ def winnable(deadline_s: np.ndarray, work_s: np.ndarray, start_s: float) -> np.n
     # before the first late job nothing is dropped yet, but its jobs may be dropped later on
     window = candidates[:MOORE_WINDOW]
     works, deadlines = work_s[window].tolist(), deadline_s[window].tolist()
-    largest: list[tuple[float, int]] = []
-    t, push, pop = start_s, heapq.heappush, heapq.heappushpop
-    lost: list[int] = []
-    for i, (work, deadline) in enumerate(zip(works, deadlines, strict=True)):
-        if t + work <= deadline:
-            push(largest, (-work, -i))
-            t += work
-        else:
-            dropped, j = pop(largest, (-work, -i))
-            t += work + dropped
-            lost.append(-j)
-    keep[window[lost]] = False
+    ranks = [0] * len(window) if importance is None else importance[window].tolist()
+    kept: list[tuple[int, float, int]] = []  # heap: the least important first, of these the largest
+    t = start_s
+    dropped: list[int] = []
+    for i, (rank, work, deadline) in enumerate(zip(ranks, works, deadlines, strict=True)):
+        heapq.heappush(kept, (rank, -work, -i))
+        t += work
+        while (
+            t > deadline
+        ):  # once, where all are equally important: the largest is at least as large as this one
+            _, minus_work, minus_i = heapq.heappop(kept)
+            t += minus_work
+            dropped.append(-minus_i)
+    keep[window[dropped]] = False
     return keep
 
 
 def critical(table: RequestTable, row: int, model: LatencyModel, start_s: float) -> bool:
-    """Whether little is left of a waiting row's limit, which can still be kept: it is given KV first (CacheOPT, C3).
+    """Whether little is left of a waiting row's limit, which can still be kept: room is made for it (CacheOPT, C3).
 
     `start_s` is when the next iteration can start. The paper asks whether the slack is below the longest recent
-    iteration. By then it is too late to make room, as that takes iterations itself: here the slack is measured against
-    the limit.
+    iteration. By then it is too late to make room, as that takes iterations itself: for a first token the slack is
+    measured against the limit, for one that has begun and left for a while against `CRITICAL_S`.
     """
     history = int(table.history_tokens[row])
     context = int(table.prompt_tokens[row] + table.output_tokens[row])
     work_s = model.prefill_s(history, max(context - history, 1))
     slack_s = float(table.deadline_s[row]) - start_s - work_s
-    return 0 <= slack_s <= CRITICAL_SHARE * float(table.ttft_s[row])
+    most_s = CRITICAL_SHARE * float(table.ttft_s[row]) if table.output_tokens[row] == 0 else CRITICAL_S
+    return 0 <= slack_s <= most_s and slack_s < math.inf
 
 
 @dataclass
-class LostLine:
-    """Credit of the lost: they earn `share` of all prefilled tokens and spend it at the head of an iteration.
+class FairShareQueue:
+    """Credit of the infeasible: they earn `share` of all prefilled tokens and spend it at the head of an iteration.
 
-    With backlog on both sides the lost get at least `share` of the tokens: credit grows by share * tokens each
+    With backlog on both sides they get at least `share` of the tokens: credit grows by share * tokens each
     iteration and everything they prefill is taken from it. Credit is bounded by `cap_tokens`, so that a long quiet
-    time does not let the lost push everyone aside at once.
+    time does not let them push everyone aside at once.
     """
 
     share: float
@@ -90,18 +97,18 @@ class LostLine:
     _own_tokens: float = 0.0
 
     def earn(self, prefilled_tokens: int, waiting: bool) -> None:
-        """Account an iteration's prefill; without anyone lost waiting, nothing is earned."""
+        """Account an iteration's prefill; with none of them waiting, nothing is earned."""
         if waiting:
             self.credit_tokens = min(self.credit_tokens + self.share * prefilled_tokens, self.cap_tokens)
         else:
             self.credit_tokens = 0.0
 
     def spend(self, tokens: int) -> None:
-        """Tokens that were prefilled for lost requests; leftovers beyond the credit are free."""
+        """Tokens that were prefilled for them; leftovers beyond the credit are free."""
         self.credit_tokens = max(self.credit_tokens - tokens, 0.0)
 
     def account(self, now_s: float, own_tokens: int, all_tokens: int) -> None:
-        """Note what an iteration at `now_s` prefilled for the lost, and in all: the rates that waits go by."""
+        """Note what an iteration at `now_s` prefilled for them, and in all: the rates that waits go by."""
         passed = max(now_s - self._seen_s, 0.0) if self._seen_s < math.inf else 0.0
         self._seen_s = now_s
         keep = math.exp(-passed / RATE_MEMORY_S)
@@ -110,11 +117,11 @@ class LostLine:
         self._own_tokens = self._own_tokens * keep + own_tokens
 
     def served(self, now_s: float) -> None:
-        """The first of the lost got something, or none waits."""
+        """The first of them got something, or none waits."""
         self._served_s = now_s
 
     def waited_s(self, now_s: float) -> float:
-        """For how long the first of the lost has not been served, whoever of them it was."""
+        """For how long the first of them has not been served, whoever of them it was."""
         return now_s - self._served_s
 
     def wait_s(self, ahead_tokens: np.ndarray) -> np.ndarray:
@@ -124,7 +131,7 @@ class LostLine:
         rate = max(self._own_tokens, self.share * self._all_tokens) / self._elapsed_s
         return ahead_tokens / rate if rate > 0 else np.full(len(ahead_tokens), math.inf)
 
-    def turns(self, need_tokens: np.ndarray, iteration_tokens: int) -> int:
+    def n_promoted(self, need_tokens: np.ndarray, iteration_tokens: int) -> int:
         """How many at the head of the line have earned their next prefill; `need_tokens` int[n], in line order.
 
         As many as the credit pays for; the first one also once it has earned a whole iteration's worth, as more
@@ -138,21 +145,21 @@ class LostLine:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The waiting rows in two lines. `winnable_rows` by urgency, `lost_rows` FIFO; both int[n]."""
+    """The waiting rows in two lines. `feasible` by deadline, `infeasible` first come first served; both int[n]."""
 
-    winnable_rows: np.ndarray
-    lost_rows: np.ndarray
-    winnable_work_s: float
+    feasible: np.ndarray
+    infeasible: np.ndarray
 
 
-def slack_order(
+def edf_feasible_first(
     rows: np.ndarray,
     deadline_s: np.ndarray,
     work_s: np.ndarray,
     seq: np.ndarray,
     start_s: float,
+    importance: np.ndarray | None = None,
 ) -> Ranking:
-    """Split waiting `rows` into the winnable, earliest deadline first, and the lost, first come first served.
+    """Split waiting `rows` into the feasible, earliest deadline first, and the infeasible, first come first served.
 
     All arrays are of length n; times in seconds; `work_s` is the time each prefill takes at the rate that the
     iteration budget allows now; `start_s` is when the next iteration can start.
@@ -160,12 +167,14 @@ def slack_order(
     order = deadline_order(deadline_s, seq)
     if order is not None:
         rows, deadline_s, work_s, seq = rows[order], deadline_s[order], work_s[order], seq[order]
+        importance = None if importance is None else importance[order]
     keep = np.zeros(len(rows), bool)
     n = int(np.searchsorted(deadline_s, np.inf))  # infinite deadlines sort last
-    keep[:n] = winnable(deadline_s[:n], work_s[:n], start_s)
-    lost = ~keep
-    lost_rows = rows[lost][np.argsort(seq[lost], kind="stable")]
-    return Ranking(rows[keep], lost_rows, float(work_s[keep].sum()))
+    keep[:n] = feasible_set(
+        deadline_s[:n], work_s[:n], start_s, None if importance is None else importance[:n]
+    )
+    others = ~keep
+    return Ranking(rows[keep], rows[others][np.argsort(seq[others], kind="stable")])
 
 
 def deadline_order(deadline_s: np.ndarray, seq: np.ndarray) -> np.ndarray | None:

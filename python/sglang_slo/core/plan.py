@@ -1,14 +1,16 @@
-"""One iteration's plan, put together from the decisions in this room: who decodes, who prefills how much.
+"""One iteration's plan: who decodes, who prefills how much, who is preempted and how, who comes back from the host.
 
 `Planner.plan` looks at a `View` and returns an `IterationPlan`; it changes nothing outside itself. The order:
-time budget and decodes (chunking), the two lines of waiting requests (ordering), the set that fits compute and
-KV (packing, reservation), and last the chunk of the one request that is cut.
+relief, if the decodes are about to run out of KV; time budget and decodes (chunking); the two lines of waiting requests
+(ordering); the set that fits time and KV (filling, packing, ledger); relief once more, if one whose deadline is near
+was refused; and returns, if there is room left.
 The same views give the same plans: there is no clock, no randomness and no measurement in here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,7 +18,11 @@ import numpy as np
 
 from sglang_slo.core import chunking, ordering, packing
 from sglang_slo.core.chunking import Budget, DecodeChoice
-from sglang_slo.core.filling import Filling
+from sglang_slo.core.filling import Filling, Terms
+from sglang_slo.core.kv.pool import Pool
+from sglang_slo.core.kv.preemption import PreemptMode
+from sglang_slo.core.kv.relief import Relief, ReliefPlanner
+from sglang_slo.core.kv.returns import returns
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.ordering import Ranking
 from sglang_slo.core.table import RequestTable
@@ -24,29 +30,33 @@ from sglang_slo.core.view import View
 
 NO_ROWS = np.zeros(0, np.int64)
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
-PATIENCE_S = 2.0  # so long at most decodes leave no time for any prefill
-PATIENCE_TOKENS = 256  # the chunk that runs then
+MAX_PREFILL_STARVATION_S = 2.0  # so long at most decodes leave no time for any prefill
+STARVED_CHUNK_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
-# The first of the lost, once the first was not served for so long, whoever of them overtook it:
-TURN_S = 60.0  # its turn comes, and it need leave nothing to arrivals
-HOLD_UP_S = 120.0  # nobody overtakes it any more
-MOST_TURNS = 64  # lost requests looked at for their turn in one iteration
+MAX_PROMOTED = 64  # infeasible requests looked at for their turn in one iteration
+MAX_ROOM_REQUESTS = 4  # refused requests that room is looked for, in one iteration
 
 
 @dataclass(frozen=True)
 class IterationPlan:
-    """What the next iteration does. `prefill`: (row, tokens) in order, only the last may be cut short of its need."""
+    """What the next iteration does. `prefill`: (row, tokens) in order, only the last may be cut short of its need.
+
+    `victims` leave the running batch and `returns` begin to come back before anything else is done; `decode` names places
+    in the running batch that is left then.
+    """
 
     prefill: list[tuple[int, int]] = field(default_factory=list)
-    decode: np.ndarray | None = None  # positions in the running batch; None: all
+    decode: np.ndarray | None = None  # None: all
     mixed: bool = False
+    victims: list[tuple[int, PreemptMode]] = field(default_factory=list)  # (row, mode)
+    park_chunked: bool = False  # the half-prefilled request lets go of its KV
+    returns: list[int] = field(default_factory=list)  # rows that begin to come back from the host
     predicted_s: float = 0.0
     budget_s: float = 0.0
     next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
-    refused: list[int] = field(default_factory=list)  # winnable rows that KV had no room for, nearest first
     shed: list[int] = field(default_factory=list)  # rows that would wait longer than the queue limit
-    winnable: int = 0
-    lost: int = 0
+    feasible: int = 0  # waiting requests that can still meet their deadline
+    infeasible: int = 0  # waiting requests that cannot, or have none
 
 
 class PlanSettings(Protocol):
@@ -67,71 +77,68 @@ class PlanSettings(Protocol):
     @property
     def lost_share(self) -> float: ...
     @property
+    def lost_wait_s(self) -> float | None: ...
+    @property
     def queue_limit_s(self) -> float | None: ...
     @property
     def margin(self) -> float: ...
     @property
     def idle_cap_ms(self) -> float: ...
+    @property
+    def preempt(self) -> str: ...
+    @property
+    def victims(self) -> str: ...
+    @property
+    def kv(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Waiting rows in order of service: the overdue one, `promoted` infeasible ones, `urgent` feasible ones, the rest."""
+
+    rows: np.ndarray
+    overdue: int  # the row that nobody overtakes any more; -1: none
+    promoted: int
+    urgent: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """One way through an iteration, not yet chosen."""
+
+    view: View
+    decodes: DecodeChoice | None
+    budget: Budget | None
+    ranking: Ranking
+    line: Line
+    filling: Filling | None
+    relief: Relief
 
 
 class Planner:
-    """Plans iterations; keeps only what has to outlast one: the credit of the lost."""
+    """Plans iterations; keeps only what has to outlast one: the credit of the infeasible, and when prefill last ran."""
 
     def __init__(self, config: PlanSettings) -> None:
         self.config = config
-        self.lost = ordering.LostLine(config.lost_share)
+        self.share = ordering.FairShareQueue(config.lost_share)
+        self._relief = ReliefPlanner(config)
         self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
-        # as of the last plan, the row of the lost request that nobody overtakes any more; -1: none
-        self.held_up_by = -1
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""
-        decodes = self._decodes(view)
-        if len(view.waiting) == 0:
-            self._nobody_waits(view.base_s)
-            return self._decode_only(view, decodes, None)
-        needs = view.table.prefill_tokens(view.waiting)
-        budget = self._budget(view, decodes, int(needs.sum()))
-        fits = budget.tokens(view.model)
-        ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fits))
-        line = self._line(view, budget, ranking, fits)
-        filling = self._filled(view, budget, line)
-        if filling.out_of_time and (decodes is None or view.base_s - self._prefilled_s > PATIENCE_S):
-            budget = self._least_budget(view, budget)
-            filling = self._filled(view, budget, line)
-        self._account_lost(ranking, filling)
-        if filling.prefill:
-            self._prefilled_s = view.base_s
-        taken = {row for row, _ in filling.prefill}
-        following = [row for row in line.rows[: len(taken) + NEXT_IN_LINE].tolist() if row not in taken]
-        if not filling.prefill:
-            return replace(
-                self._decode_only(view, decodes, ranking),
-                next_in_line=following,
-                refused=self._refused(ranking, filling),
-                shed=self._shed(view, ranking),
-            )
-        return IterationPlan(
-            prefill=filling.prefill,
-            decode=decodes.positions if decodes and budget.mixed else None,
-            mixed=budget.mixed,
-            predicted_s=view.model.iteration_s(filling.shape),
-            budget_s=budget.time_s,
-            next_in_line=following,
-            refused=self._refused(ranking, filling),
-            shed=[row for row in self._shed(view, ranking) if row not in taken],
-            winnable=len(ranking.winnable_rows),
-            lost=len(ranking.lost_rows),
-        )
+        growth = self._relief.for_growth(view.pool, view.model, view.base_s, view.lengths_trusted)
+        draft = self._draft(_after(view, growth), growth)
+        if not growth:
+            draft = self._with_room(draft)
+        self._account(draft)
+        return self._chosen(draft)
 
     def all_decode(self, table: RequestTable, rows: np.ndarray, base_s: float, model: LatencyModel) -> bool:
         """Whether `plan` would let all of `rows` (int[n], n > 0) decode if nobody waited: the cheap way to ask.
 
-        True counts as the plan of this iteration: nobody had to wait for prefill, and the lost earn nothing.
+        True counts as the plan of this iteration: nobody had to wait for prefill, and the infeasible earn nothing.
         """
-        allowance_s = chunking.allowances_s(
-            table.last_token_s[rows], table.tbt_s[rows], base_s, self.config.margin
-        ).min()
+        allowance_s = float((table.due_s(rows, self.config.margin) - base_s).min())
         if allowance_s < math.inf:
             everyone = decode_shape(len(rows), int(table.context_tokens(rows).sum()))
             if model.safe_iteration_s(everyone) > allowance_s:
@@ -141,33 +148,140 @@ class Planner:
 
     def _nobody_waits(self, base_s: float) -> None:
         self._prefilled_s = base_s
-        self.held_up_by = -1
-        self.lost.earn(0, waiting=False)
-        self.lost.served(base_s)
+        self.share.earn(0, waiting=False)
+        self.share.served(base_s)
+
+    # -- one way through the iteration
+
+    def _draft(self, view: View, relief: Relief) -> _Draft:
+        decodes = self._decodes(view)
+        if len(view.waiting) == 0:
+            return _Draft(
+                view, decodes, None, Ranking(NO_ROWS, NO_ROWS), Line(NO_ROWS, -1, 0, 0), None, relief
+            )
+        needs = view.table.prefill_tokens(view.waiting)
+        budget = self._budget(view, decodes, int(needs.sum()))
+        fitting_tokens = budget.tokens(view.model)
+        ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fitting_tokens))
+        line = self._line(view, budget, ranking, fitting_tokens)
+        filling = self._filled(view, budget, line)
+        starved = view.base_s - self._prefilled_s > MAX_PREFILL_STARVATION_S
+        if filling.out_of_time and (decodes is None or starved):
+            budget = self._least_budget(view, budget)
+            filling = self._filled(view, budget, line)
+        return _Draft(view, decodes, budget, ranking, line, filling, relief)
+
+    def _with_room(self, draft: _Draft) -> _Draft:
+        """The draft with victims for the first refused request that is in need of room and gets it so; else as it is."""
+        view, filling = draft.view, draft.filling
+        if filling is None:
+            return draft
+        for row in self._in_need(draft)[:MAX_ROOM_REQUESTS]:
+            relief = self._relief.for_newcomer(
+                view.pool,
+                row,
+                view.model,
+                view.base_s,
+                view.lengths_trusted,
+                filling.entered,
+                filling.refused[row],
+            )
+            if relief:
+                with_room = self._draft(_after(view, relief), relief)
+                assert with_room.filling is not None
+                if row in with_room.filling.rows:
+                    return with_room
+        return draft
+
+    def _in_need(self, draft: _Draft) -> list[int]:
+        """Refused rows that room is made for: the overdue one, and feasible ones whose deadline is near."""
+        view, filling = draft.view, draft.filling
+        assert filling is not None
+        feasible = _among(filling.refused, draft.ranking.feasible)
+        return [
+            row
+            for row in filling.refused
+            if row == draft.line.overdue
+            or (row in feasible and ordering.critical(view.table, row, view.model, view.base_s))
+        ]
+
+    def _chosen(self, draft: _Draft) -> IterationPlan:
+        view, decodes, filling, relief = draft.view, draft.decodes, draft.filling, draft.relief
+        prefill = filling.prefill if filling is not None else []
+        plan = IterationPlan(
+            prefill=prefill,
+            victims=relief.victims,
+            park_chunked=relief.park_chunked,
+            returns=self._returns(draft),
+            next_in_line=self._next_in_line(draft),
+            shed=self._shed(view, draft.ranking, prefill),
+            feasible=len(draft.ranking.feasible),
+            infeasible=len(draft.ranking.infeasible),
+        )
+        if filling is not None and draft.budget is not None and prefill:
+            return replace(
+                plan,
+                decode=decodes.positions if decodes and draft.budget.mixed else None,
+                mixed=draft.budget.mixed,
+                predicted_s=view.model.iteration_s(filling.shape),
+                budget_s=draft.budget.time_s,
+            )
+        if decodes is None:
+            return plan
+        return replace(
+            plan,
+            decode=decodes.positions,
+            predicted_s=view.model.iteration_s(decodes.shape),
+            budget_s=decodes.allowance_s,
+        )
+
+    def _returns(self, draft: _Draft) -> list[int]:
+        view, filling = draft.view, draft.filling
+        if not len(view.pool.host.rows) or draft.relief:
+            return []
+        deadlines = [float(view.table.deadline_s[row]) for row in (filling.refused if filling else ())]
+        ledger = filling.ledger if filling is not None else view.pool.ledger()
+        free = filling.free_tokens if filling is not None else view.pool.free_tokens - len(view.decoding)
+        slots = filling.slots if filling is not None else view.request_slots
+        overdue = self._overdue(view, np.concatenate((view.waiting, view.pool.host.rows)))
+        return returns(
+            view.pool,
+            ledger,
+            free,
+            slots,
+            min((d for d in deadlines if d >= view.base_s), default=math.inf),
+            overdue,
+            overdue >= 0
+            and bool((view.waiting == overdue).any())
+            and filling is not None
+            and overdue in filling.refused,
+            view.base_s,
+        )
+
+    @staticmethod
+    def _next_in_line(draft: _Draft) -> list[int]:
+        taken = draft.filling.rows if draft.filling is not None else set()
+        return [row for row in draft.line.rows[: len(taken) + NEXT_IN_LINE].tolist() if row not in taken]
 
     def _filled(self, view: View, budget: Budget, line: Line) -> Filling:
         """What of `line` fits into the iteration."""
         filling = Filling(view, budget, self.config.chunk == "fixed")
-        waited_s = self.lost.waited_s(view.base_s)
-        holds_up = line.turns > 0 and waited_s > HOLD_UP_S
-        goes_first = self._goes_on(view) or holds_up
-        turned_away = False
+        first = line.overdue if line.overdue >= 0 else view.chunked if self._goes_on(view) else -1
+        keep_free = view.pool.arrival_reserve_tokens
+        refused_promoted = False
+        urgent = line.promoted + (line.overdue >= 0)
         for place, row in enumerate(line.rows.tolist()):
-            in_turn = place < line.turns
-            if in_turn and turned_away:
-                continue  # the lost do not overtake one another
-            hasty = line.turns <= place < line.turns + line.hasty
-            if hasty:
-                close = ordering.critical(view.table, row, view.model, view.base_s)
-                beside = -view.critical_tokens if close else 0
+            promoted = place < urgent and row != line.overdue
+            if promoted and refused_promoted:
+                continue  # they do not overtake one another
+            if row == line.overdue or urgent <= place < urgent + line.urgent:
+                close = row == line.overdue or ordering.critical(view.table, row, view.model, view.base_s)
+                got_in = filling.add(row, Terms(overdraft=view.pool.overdraft_tokens if close else 0))
             else:
-                beside = 0 if in_turn and waited_s > TURN_S else view.arrival_reserve_tokens
-            got_in = filling.add(row, beside)
-            if filling.full or (place == 0 and goes_first and not got_in):
+                got_in = filling.add(row, Terms(far=True, keep_free=keep_free))
+            if filling.full or (row == first and not got_in):
                 break
-            turned_away |= in_turn and not got_in
-        taken = {row for row, _ in filling.prefill}
-        self.held_up_by = int(line.rows[0]) if holds_up and int(line.rows[0]) not in taken else -1
+            refused_promoted |= promoted and not got_in
         return filling
 
     def _goes_on(self, view: View) -> bool:
@@ -177,11 +291,11 @@ class Planner:
     def _least_budget(self, view: View, budget: Budget) -> Budget:
         """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.
 
-        Without decodes at once, beside them after `PATIENCE_S`, behind however long a history: nothing may keep the
-        queue waiting for ever.
+        Without decodes at once, beside them after `MAX_PREFILL_STARVATION_S`, behind however long a history: nothing may
+        keep the queue waiting for ever.
         """
         history = int(view.table.history_tokens[view.waiting].max())
-        least_s = view.model.safe_iteration_s(budget.base.with_chunk(history, PATIENCE_TOKENS))
+        least_s = view.model.safe_iteration_s(budget.base.with_chunk(history, STARVED_CHUNK_TOKENS))
         return replace(budget, time_s=max(budget.time_s, least_s * (1 + 1e-9)))
 
     # -- who decodes, and for how long
@@ -190,27 +304,9 @@ class Planner:
         if len(view.decoding) == 0:
             return None
         table, rows = view.table, view.decoding
-        allowance = chunking.allowances_s(
-            table.last_token_s[rows], table.tbt_s[rows], view.base_s, self.config.margin
-        )
+        allowance = table.due_s(rows, self.config.margin) - view.base_s
         may_sit_out = self.config.decode_buckets and view.may_sit_out
         return chunking.choose_decodes(allowance, table.context_tokens(rows), view.model, may_sit_out)
-
-    def _decode_only(
-        self, view: View, decodes: DecodeChoice | None, ranking: Ranking | None
-    ) -> IterationPlan:
-        winnable = len(ranking.winnable_rows) if ranking else 0
-        lost = len(ranking.lost_rows) if ranking else 0
-        if decodes is None:
-            return IterationPlan(winnable=winnable, lost=lost)
-        seconds = view.model.iteration_s(decodes.shape)
-        return IterationPlan(
-            decode=decodes.positions,
-            predicted_s=seconds,
-            budget_s=decodes.allowance_s,
-            winnable=winnable,
-            lost=lost,
-        )
 
     def _budget(self, view: View, decodes: DecodeChoice | None, backlog_tokens: int) -> Budget:
         if self.config.chunk == "fixed":
@@ -226,39 +322,54 @@ class Planner:
 
     def _ranking(self, view: View, needs: np.ndarray, prefill_share: float) -> Ranking:
         if self.config.order == "stock":
-            return Ranking(view.waiting, NO_ROWS, 0.0)
+            return Ranking(view.waiting, NO_ROWS)
         table, rows, model = view.table, view.waiting, view.model
         work_s = model.prefill_s_array(table.history_tokens[rows], needs)
         work_s /= prefill_share
         # the fixed cost of the iteration that gives the first token comes on top of the work before it
         start_s = view.base_s + model.coefficients.t0_extend
-        return ordering.slack_order(rows, table.deadline_s[rows], work_s, table.seq[rows], start_s)
+        importance = table.importance[rows]
+        return ordering.edf_feasible_first(
+            rows,
+            table.deadline_s[rows],
+            work_s,
+            table.seq[rows],
+            start_s,
+            importance if importance.any() else None,
+        )
 
-    def _line(self, view: View, budget: Budget, ranking: Ranking, fits_tokens: int) -> Line:
-        """The order of service: the lost go behind the winnable, but for those that have earned their turn."""
-        winnable, lost = ranking.winnable_rows, ranking.lost_rows
+    def _line(self, view: View, budget: Budget, ranking: Ranking, fitting_tokens: int) -> Line:
+        """The order of service: the infeasible go last, but for those that have earned their turn, or are overdue."""
+        feasible, infeasible = ranking.feasible, ranking.infeasible
         if self.config.packing == "dual":
-            winnable = self._packed(view, budget, winnable, fits_tokens)
-        turns = 0
-        if len(lost):
-            turns = self.lost.turns(view.table.prefill_tokens(lost[:MOST_TURNS]), fits_tokens)
-            overdue = self.config.lost_share > 0 and self.lost.waited_s(view.base_s) > TURN_S
-            turns = max(turns, int(overdue))
-        rows, hasty = np.concatenate((lost[:turns], winnable, lost[turns:])), len(winnable)
+            feasible = self._packed(view, budget, feasible, fitting_tokens)
+        overdue = self._overdue(view, infeasible)
+        rest = infeasible[infeasible != overdue]
+        promoted = 0
+        if len(rest):
+            promoted = self.share.n_promoted(view.table.prefill_tokens(rest[:MAX_PROMOTED]), fitting_tokens)
+        head = NO_ROWS if overdue < 0 else np.array([overdue])
+        rows = np.concatenate((head, rest[:promoted], feasible, rest[promoted:]))
+        urgent = len(feasible)
         if view.request_slots <= 0:  # only the one that has its place already can go on
-            return Line(rows[rows == view.chunked], 0, 1)
+            return Line(rows[rows == view.chunked], -1, 0, 1)
         if self._goes_on(view):
             place = int(np.flatnonzero(rows == view.chunked)[0])
+            before = place - len(head)
             rows = np.concatenate((rows[place : place + 1], np.delete(rows, place)))
-            hasty -= turns <= place < turns + hasty
-            turns += place >= turns
-        return Line(rows, turns, hasty)
+            urgent -= promoted <= before < promoted + urgent
+            promoted += before >= promoted
+        return Line(rows, overdue, promoted, urgent)
 
-    def _refused(self, ranking: Ranking, filling: Filling) -> list[int]:
-        winnable = _among(filling.refused, ranking.winnable_rows)
-        return [row for row in filling.refused if row in winnable]
+    def _overdue(self, view: View, rows: np.ndarray) -> int:
+        """The first of `rows` to have come, of those without a token for `lost_wait_s`; -1: there is none."""
+        limit_s, table = self.config.lost_wait_s, view.table
+        if limit_s is None or not len(rows):
+            return -1
+        late = rows[view.base_s - table.since_s[rows] > limit_s]
+        return int(late[np.argmin(table.seq[late])]) if len(late) else -1
 
-    def _packed(self, view: View, budget: Budget, rows: np.ndarray, fits_tokens: int) -> np.ndarray:
+    def _packed(self, view: View, budget: Budget, rows: np.ndarray, fitting_tokens: int) -> np.ndarray:
         if len(rows) < 2:
             return rows
         table, model = view.table, view.model
@@ -267,48 +378,59 @@ class Planner:
         work_s = model.prefill_s_array(table.history_tokens[head], tokens)
         slack_s = table.deadline_s[head] - view.base_s - work_s
         kv = table.held_tokens(head) + table.remaining_tokens[head]
-        room = view.free_tokens - len(view.decoding)
-        most = min(fits_tokens, view.most_chunk_tokens)
+        room = view.pool.free_tokens - len(view.decoding)
+        most = min(fitting_tokens, view.most_chunk_tokens)
         packed = packing.pack(head, slack_s, tokens, kv, most, room, budget.time_s)
         return np.concatenate([packed, rows[len(head) :]])
 
-    def _account_lost(self, ranking: Ranking, filling: Filling) -> None:
-        lost = _among([row for row, _ in filling.prefill], ranking.lost_rows)
-        own = sum(tokens for row, tokens in filling.prefill if row in lost)
+    # -- what outlasts the iteration
+
+    def _account(self, draft: _Draft) -> None:
+        view, ranking, filling = draft.view, draft.ranking, draft.filling
+        if filling is None:
+            return self._nobody_waits(view.base_s)
+        own_rows = _among(filling.rows, ranking.infeasible)
+        own = sum(tokens for row, tokens in filling.prefill if row in own_rows)
         everything = sum(tokens for _, tokens in filling.prefill)
-        self.lost.earn(everything, len(ranking.lost_rows) > 0)
-        self.lost.spend(own)
-        self.lost.account(filling.base_s, own, everything)
-        if not len(ranking.lost_rows) or int(ranking.lost_rows[0]) in lost:
-            self.lost.served(filling.base_s)
+        self.share.earn(everything, len(ranking.infeasible) > 0)
+        self.share.spend(own)
+        self.share.account(view.base_s, own, everything)
+        if not len(ranking.infeasible) or int(ranking.infeasible[0]) in own_rows:
+            self.share.served(view.base_s)
+        if filling.prefill:
+            self._prefilled_s = view.base_s
+        return None
 
-    def _shed(self, view: View, ranking: Ranking) -> list[int]:
-        """Of the lost that have not begun, those that the line ahead would keep waiting past the queue limit."""
-        limit_s, lost, table = self.config.queue_limit_s, ranking.lost_rows, view.table
-        if limit_s is None or not len(lost):
+    def _shed(self, view: View, ranking: Ranking, prefill: list[tuple[int, int]]) -> list[int]:
+        """Of the infeasible that have not begun, those that the line ahead would keep waiting past the queue limit."""
+        limit_s, rows, table = self.config.queue_limit_s, ranking.infeasible, view.table
+        if limit_s is None or not len(rows):
             return []
-        waits = self.lost.wait_s(np.cumsum(table.prefill_tokens(lost)))
-        untouched = (table.output_tokens[lost] == 0) & (lost != view.chunked)
-        return lost[untouched & (waits > limit_s)].tolist()
+        waits = self.share.wait_s(np.cumsum(table.prefill_tokens(rows)))
+        # one with KV of its own (parked, or cut) has begun
+        untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
+        taken = {row for row, _ in prefill}
+        return [row for row in rows[untouched & (waits > limit_s)].tolist() if row not in taken]
 
 
-def _prefill_share(model: LatencyModel, budget: Budget, fits_tokens: int) -> float:
+def _after(view: View, relief: Relief) -> View:
+    """The view once the victims have left."""
+    if not relief:
+        return view
+    pool: Pool = view.pool.without(relief.positions)
+    if relief.park_chunked:
+        parked, waiting = view.chunked, view.waiting
+        return replace(view, pool=replace(pool, chunked=-1), waiting=waiting[waiting != parked])
+    return replace(view, pool=pool, request_slots=view.request_slots + len(relief.positions))
+
+
+def _prefill_share(model: LatencyModel, budget: Budget, fitting_tokens: int) -> float:
     """Share of time that goes into prefill compute at this budget, at least 5 %."""
     if not 0 < budget.time_s < math.inf:
         return 1.0
-    return min(max(fits_tokens * model.coefficients.c_tok / budget.time_s, 0.05), 1.0)
+    return min(max(fitting_tokens * model.coefficients.c_tok / budget.time_s, 0.05), 1.0)
 
 
-def _among(few: list[int], many: np.ndarray) -> set[int]:
+def _among(few: Iterable[int], many: np.ndarray) -> set[int]:
     """Those of `few` rows that are in `many`, without walking the many in Python."""
     return {row for row in few if (many == row).any()}
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Waiting rows in order of service: `turns` lost ones whose turn has come (or the one that has to go on), `hasty`
-    winnable ones, and the other lost ones."""
-
-    rows: np.ndarray
-    turns: int
-    hasty: int

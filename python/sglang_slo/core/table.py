@@ -18,15 +18,23 @@ from sglang_slo.core.lengths import (
     declared_only,
     remaining_and_expected,
 )
-from sglang_slo.core.slo import Slo, bucket
+from sglang_slo.core.slo import GapRule, Slo, bucket
 
 COLUMNS: dict[str, Any] = {
     "seq": np.int64,  # arrival order, the last tie-break of every decision
-    "arrival_s": np.float64,
-    "deadline_s": np.float64,  # arrival + TTFT limit; inf: none, or judged unattainable at arrival
+    "since_s": np.float64,  # when it last got a token; until the first one, when it arrived
+    "deadline_s": np.float64,  # waiting: when its next token is due; inf: never, or judged unattainable at arrival
     "ttft_s": np.float64,  # TTFT limit as declared
     "tbt_s": np.float64,  # gap limit that the budget honours; inf: none, or unattainable
+    "gap_rule": np.int8,  # what it means by it (slo.GapRule)
+    "max_pause_s": np.float64,  # P99: no gap may be longer
+    "tpot_s": np.float64,  # mean time per token; inf: none
+    "e2e_by_s": np.float64,  # when its last token is due; inf: never
+    "importance": np.int16,  # lower is given up first
     "bucket": np.int16,  # tightness bucket of the gap limit
+    "promised": np.bool_,  # whether there is any limit to keep
+    "lost": np.bool_,  # a limit that the row honours was missed for good
+    "begun": np.bool_,  # some of its prompt has been computed
     "prompt_tokens": np.int64,
     "history_tokens": np.int64,  # waiting: leading tokens of prompt and output whose KV is there already
     "shared_tokens": np.int64,  # leading tokens whose KV is held by others too and charged to nobody alone
@@ -37,7 +45,9 @@ COLUMNS: dict[str, Any] = {
     "expected_tokens": np.float64,  # predicted: expected output still to come
     "last_token_s": np.float64,  # end of the iteration that gave the last token (predicted while it runs)
     "token_s": np.float64,  # measured end of the iteration that gave the last token; -inf: none yet
-    "late": np.bool_,  # the first token came after the limit that the row honours
+    "first_token_s": np.float64,  # measured end of the iteration that gave the first one; -inf: none yet
+    "out_tokens": np.int64,  # tokens whose end was measured
+    "inflight_tokens": np.int64,  # tokens that iterations on their way will give
     "gaps": np.int64,  # gaps between tokens so far
     "missed_gaps": np.int64,  # of these, longer than the limit
     "preemptions": np.int16,
@@ -45,18 +55,23 @@ COLUMNS: dict[str, Any] = {
 }
 
 
-NO_LOOKAHEAD = 1 << 30  # tokens: more than any request writes
-
-
 class RequestTable:
     """Rows of live requests. `table.deadline_s[rows]` reads a column for an array of rows."""
 
     seq: np.ndarray
-    arrival_s: np.ndarray
+    since_s: np.ndarray
     deadline_s: np.ndarray
     ttft_s: np.ndarray
     tbt_s: np.ndarray
+    gap_rule: np.ndarray
+    max_pause_s: np.ndarray
+    tpot_s: np.ndarray
+    e2e_by_s: np.ndarray
+    importance: np.ndarray
     bucket: np.ndarray
+    promised: np.ndarray
+    lost: np.ndarray
+    begun: np.ndarray
     prompt_tokens: np.ndarray
     history_tokens: np.ndarray
     shared_tokens: np.ndarray
@@ -67,22 +82,21 @@ class RequestTable:
     expected_tokens: np.ndarray
     last_token_s: np.ndarray
     token_s: np.ndarray
-    late: np.ndarray
+    first_token_s: np.ndarray
+    out_tokens: np.ndarray
+    inflight_tokens: np.ndarray
     gaps: np.ndarray
     missed_gaps: np.ndarray
     preemptions: np.ndarray
     mixable: np.ndarray
 
-    def __init__(
-        self, capacity: int = 1024, max_preemptions: int = 1 << 14, lookahead_tokens: int = NO_LOOKAHEAD
-    ) -> None:
+    def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14) -> None:
         self._free = list(range(capacity))
         self._next_seq = 0
         self.capacity = capacity
         # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
         self.log_quantiles = np.zeros((capacity, len(QUANTILES)))
         self.max_preemptions = max_preemptions
-        self.lookahead_tokens = lookahead_tokens
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
 
@@ -98,20 +112,30 @@ class RequestTable:
             getattr(self, name)[row] = 0
         self.seq[row] = self._next_seq
         self._next_seq += 1
-        self.arrival_s[row] = arrival_s
-        self.ttft_s[row] = slo.ttft_s
-        self.deadline_s[row] = arrival_s + slo.ttft_s
-        self.tbt_s[row] = slo.tbt_s
-        self.bucket[row] = bucket(slo.tbt_s)
+        self.since_s[row] = arrival_s
         self.prompt_tokens[row] = prompt_tokens
         self.declared_tokens[row] = declared_tokens
         self.remaining_tokens[row] = declared_tokens
         self.expected_tokens[row] = declared_tokens
-        self.last_token_s[row] = -math.inf
-        self.token_s[row] = -math.inf
+        for name in ("last_token_s", "token_s", "first_token_s"):
+            getattr(self, name)[row] = -math.inf
         self.mixable[row] = True
         self.log_quantiles[row] = declared_only(np.array([declared_tokens]))[0]
+        self.promise(row, slo, arrival_s)
         return row
+
+    def promise(self, row: int, slo: Slo, arrival_s: float) -> None:
+        """Write the limits that the row honours; a first token is due by whichever asks for it soonest."""
+        self.ttft_s[row] = slo.ttft_s
+        self.deadline_s[row] = arrival_s + slo.ttft_s
+        self.tbt_s[row] = slo.tbt_s
+        self.bucket[row] = bucket(slo.tbt_s)
+        self.gap_rule[row] = slo.gap_rule
+        self.max_pause_s[row] = slo.max_pause_s
+        self.tpot_s[row] = slo.tpot_s
+        self.e2e_by_s[row] = arrival_s + slo.e2e_s
+        self.importance[row] = slo.importance
+        self.promised[row] = not slo.best_effort
 
     def bound_lengths(self, rows: np.ndarray, confidence: float) -> None:
         """Bring the predicted remaining output of `rows` up to date: bounded at `confidence`, and expected."""
@@ -123,6 +147,63 @@ class RequestTable:
     def remove(self, row: int) -> None:
         """Give a row back."""
         heapq.heappush(self._free, row)
+
+    # -- time
+
+    def due_s(self, rows: np.ndarray, margin: float = 0.0) -> np.ndarray:
+        """When the next delivery of each decoding row is due, by its own rules; float[n], inf: never.
+
+        last: the last token's (predicted) end, first: the first one's, n: how many will be out by then. Token n is due
+
+            every gap, P99   last + tbt
+            pace             first + n tbt
+            mean (tpot)      first + n tpot: never behind on the way is enough to end within the mean
+            end to end       last + (end - last) / tokens still expected: what is left, spread evenly
+
+        `margin`: the share of each limit (of one token's, where it is a pace) that is left unused.
+        """
+        last, n = self.last_token_s[rows], self.out_tokens[rows] + self.inflight_tokens[rows]
+        first = np.where(self.first_token_s[rows] > -math.inf, self.first_token_s[rows], last)
+        tbt, tpot = self.tbt_s[rows], self.tpot_s[rows]
+        due = last + tbt * (1 - margin)
+        paced = self.gap_rule[rows] == GapRule.PACE
+        if paced.any():
+            due = np.where(paced & np.isfinite(tbt), first + (n - margin) * np.where(paced, tbt, 0.0), due)
+        if np.isfinite(tpot).any():
+            due = np.minimum(due, first + (n - margin) * tpot)
+        by = self.e2e_by_s[rows]
+        if np.isfinite(by).any():
+            each = (by - last) / np.maximum(self.expected_tokens[rows], 1.0)
+            due = np.minimum(due, last + each * (1 - margin))
+        return due
+
+    def back_by_s(self, row: int) -> float:
+        """When a row that decoded has to have its next token so that nothing is missed by its leaving; inf: lost anyway.
+
+        The P99 rule lets it pause for up to `max_pause_s` while a gap is to spare.
+        """
+        if self.lost[row] or not self.promised[row]:
+            return math.inf
+        rows = np.array([row])
+        last = float(self.last_token_s[row])
+        due = float(self.due_s(rows)[0])
+        if self.gap_rule[row] == GapRule.P99 and self.spare_gaps(rows)[0] > 0:
+            return max(due, last + float(self.max_pause_s[row]))
+        return due
+
+    def spare_gaps(self, rows: np.ndarray) -> np.ndarray:
+        """P99 rule: how many more gaps each row may miss, as far as it has come; int[n], negative: it cannot attain.
+
+        The 99th percentile of G gaps by nearest rank is the one at place floor(G / 100) + 1 from the longest, so
+        floor(G / 100) of them may be too long. Counted on what it has written: a prediction might not come true.
+        """
+        return self.gaps[rows] // 100 - self.missed_gaps[rows]
+
+    def feasible(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows can still be given all that they were promised, as far as is known; bool[n]."""
+        return self.promised[rows] & ~self.lost[rows]
+
+    # -- KV
 
     def context_tokens(self, rows: np.ndarray) -> np.ndarray:
         """KV that each row's next token needs, tokens; int[n]."""
@@ -136,32 +217,13 @@ class RequestTable:
         """KV that each row holds, or will hold once prefilled, alone; int[n]."""
         return self.context_tokens(rows) - self.shared_tokens[rows]
 
-    def bounded_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """Output that the ledger keeps room for, of what each row may still write; int[n].
-
-        The predicted bound, as far as `lookahead_tokens`: by then the row can spare a long gap, and whoever needs KV
-        that was not kept finds it by preemption.
-        """
-        return np.minimum(self.remaining_tokens[rows], self.lookahead_tokens)
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether `bounded_tokens` ends before requests do."""
-        return self.lookahead_tokens < NO_LOOKAHEAD
-
-    def final(self, rows: np.ndarray) -> np.ndarray:
+    def non_preemptible(self, rows: np.ndarray) -> np.ndarray:
         """Which rows were preempted as often as anyone may be, and have to stay to their end; bool[n]."""
         return self.preemptions[rows] >= max(self.max_preemptions, 1)
 
-    def final_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """What each row may still write by what was declared if it has to stay to its end, else 0; int[n]."""
-        declared = self.declared_tokens[rows] - self.output_tokens[rows]
-        return np.where(self.final(rows), np.maximum(declared, 1), 0)
-
-    def charges(self, row: int) -> tuple[int, int]:
-        """`bounded_tokens` and `final_tokens` of one row, as a ledger wants them."""
-        rows = np.array([row])
-        return int(self.bounded_tokens(rows)[0]), int(self.final_tokens(rows)[0])
+    def declared_remaining(self, rows: np.ndarray) -> np.ndarray:
+        """What each row may still write by what was declared, at least 1; int[n]."""
+        return np.maximum(self.declared_tokens[rows] - self.output_tokens[rows], 1)
 
     def _grow(self) -> None:
         self._free = list(range(self.capacity, 2 * self.capacity))

@@ -17,13 +17,13 @@ class PlannedAdder(PrefillAdder):
 
     new_chunked_req: Req | None
 
-    def __init__(self, *args: Any, planned: dict[Req, int], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, planned: dict[Req, int], admitted: list[Req], **kwargs: Any) -> None:
         # the sums over running requests that the base class makes belong to the rule that the plan replaces
         running_batch, args = args[3], (*args[:3], None, *args[4:])
         super().__init__(*args, **kwargs)
         self.running_batch = running_batch
         self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
-        self._planned = planned
+        self._planned, self._admitted = planned, admitted
 
     def add_chunked_req(self, req: Req) -> Req | None:
         """The request that was cut last time: its next piece. Returns it if it is cut again."""
@@ -50,6 +50,7 @@ class PlannedAdder(PrefillAdder):
             if tokens + self.page_size > self.cur_rem_tokens:
                 return AddReqResult.NO_TOKEN
             self._req_inc_lock_ref(req)
+            self._admitted.append(req)
             self._take(req, tokens)
             if cut:
                 self.new_chunked_req = req

@@ -1,14 +1,17 @@
-"""Takes a running batch apart, so that some of its requests can sit an iteration out, and puts it together again."""
+"""Takes a running batch apart and puts it together again, always beside the one at hand, which stays as it was.
+
+So whatever raises on the way, the batch that SGLang knows of is whole.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 
 def can_split(batch: ScheduleBatch) -> bool:
@@ -17,29 +20,55 @@ def can_split(batch: ScheduleBatch) -> bool:
     return not (info.penalizer_orchestrator.is_required or info.has_custom_logit_processor)
 
 
-def split(batch: ScheduleBatch, positions: np.ndarray) -> ScheduleBatch:
-    """Take the requests at `positions` out of `batch` and return them as a batch of their own.
+def own_copy(batch: ScheduleBatch) -> ScheduleBatch:
+    """The same requests in a batch that can be filtered and merged without the other one's noticing."""
+    twin = copy.copy(batch)
+    twin.sampling_info = copy.copy(batch.sampling_info)
+    return twin
+
+
+def without(batch: ScheduleBatch, places: np.ndarray) -> ScheduleBatch:
+    """The batch without the requests at `places`, int[k]."""
+    rest = own_copy(batch)
+    rest.filter_batch(keep_indices=np.setdiff1d(np.arange(len(batch.reqs)), places).tolist())
+    return rest
+
+
+def divide(batch: ScheduleBatch, places: np.ndarray) -> tuple[ScheduleBatch, ScheduleBatch]:
+    """The requests at `places`, int[k], as a batch of their own, and the rest.
 
     Both keep their KV, their place in the request pool and their last tokens (which SGLang keeps by request slot),
     so neither has to compute anything again.
     """
-    part = copy.copy(batch)
-    part.sampling_info = copy.copy(batch.sampling_info)
-    keep = np.sort(positions)
-    rest = np.setdiff1d(np.arange(len(batch.reqs)), keep)
-    part.filter_batch(keep_indices=keep.tolist())
-    batch.filter_batch(keep_indices=rest.tolist())
-    return part
+    part = own_copy(batch)
+    part.filter_batch(keep_indices=np.sort(places).tolist())
+    return part, without(batch, places)
 
 
-def merge(batch: ScheduleBatch, part: ScheduleBatch) -> ScheduleBatch:
-    """The union of two batches; finished requests are left out."""
+def merged(batch: ScheduleBatch, part: ScheduleBatch) -> ScheduleBatch:
+    """The union of two batches; of `part`, finished requests are left out. Neither must be used any more."""
+    part = own_copy(part)
     part.filter_batch()
     if part.is_empty():
         return batch
     if batch.is_empty():
         return part
-    batch.merge_batch(part)
+    whole = own_copy(batch)
+    whole.merge_batch(part)
+    return whole
+
+
+def decode_batch(scheduler: Any, reqs: list[Req]) -> ScheduleBatch:
+    """A batch of requests whose KV is on the device up to their last token, ready to decode.
+
+    SGLang builds one from requests without a prefill for its sparse cache (HiSparse) alone; what that builder needs is
+    exactly what is there after a copy back.
+    """
+    batch: ScheduleBatch = scheduler._build_hisparse_decode_batch(reqs)
+    batch.multimodal_inputs = [req.multimodal_inputs for req in reqs]
+    if batch.return_logprob:
+        batch.top_logprobs_nums = [req.logprob.top_logprobs_num for req in reqs]
+        batch.token_ids_logprobs = [req.logprob.token_ids_logprob for req in reqs]
     return batch
 
 

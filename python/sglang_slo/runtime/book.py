@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.ordering import deadline_order
-from sglang_slo.core.slo import Slo
+from sglang_slo.core.slo import GapRule, Slo
 from sglang_slo.core.table import RequestTable
 
 # a request that never passed through the queue has no row
@@ -58,10 +58,7 @@ class RequestBook:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
     def __init__(self, config: SloConfig) -> None:
-        table = RequestTable(max_preemptions=config.max_preemptions)
-        if config.preempt != "stock" and config.max_preemptions > 0:
-            table.lookahead_tokens = config.lookahead_tokens
-        self.table = table
+        self.table = RequestTable(max_preemptions=config.max_preemptions)
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
         self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back
@@ -86,6 +83,7 @@ class RequestBook:
             limits, req.slo_unattainable = attainable(slo, prompt, model)
             declared = req.sampling_params.max_new_tokens
             row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
+            self._due_for_the_end(row, model)
             self.table.mixable[row] = not req.return_logprob and req.input_embeds is None
             req.slo, req.slo_row = slo, row
             self.reqs[row] = req
@@ -95,6 +93,14 @@ class RequestBook:
                 self.tightest_ttft_s = min(self._recent_ttft_s)
         self.table.output_tokens[row] = len(req.output_ids)
         return row
+
+    def _due_for_the_end(self, row: int, model: LatencyModel) -> None:
+        """End to end: the first token is due so that what is expected after it still fits, at a lone request's pace."""
+        table = self.table
+        if np.isfinite(table.e2e_by_s[row]):
+            each_s = model.iteration_s(decode_shape(1, int(table.prompt_tokens[row])))
+            start_s = table.e2e_by_s[row] - table.expected_tokens[row] * each_s
+            table.deadline_s[row] = min(table.deadline_s[row], max(start_s, table.since_s[row]))
 
     def predicted(self, row: int, log_quantiles: list[float], confidence: float) -> None:
         """Take over the predicted output length of a request that has just arrived."""
@@ -163,6 +169,8 @@ class RequestBook:
         launch.version = self._version
         self.inflight.append(launch)
         self.table.last_token_s[launch.rows] = launch.end_s
+        self.table.inflight_tokens[launch.rows] += 1
+        self.table.begun[launch.rows] = True
 
     def tokens_out(self, reqs: list[Req]) -> list[Req]:
         """Take over the numbers of tokens after results were processed; end the rows of those that finished.
@@ -184,7 +192,7 @@ class RequestBook:
     def ended(self, iteration: int, end_s: float) -> Launch | None:
         """A measured end: correct the last-token times that were predicted from it. None if it is not known."""
         while self.inflight and self.inflight[0].iteration < iteration:
-            self.inflight.popleft()
+            self._over(self.inflight.popleft())
         if not self.inflight or self.inflight[0].iteration != iteration:
             return None
         launch = self.inflight.popleft()
@@ -199,21 +207,45 @@ class RequestBook:
             previous = later.end_s
         return launch
 
+    def _over(self, launch: Launch) -> np.ndarray:
+        """No token of this launch is on its way any more; returns its rows that are still there."""
+        rows = self._still_there(launch)
+        self.table.inflight_tokens[rows] = np.maximum(self.table.inflight_tokens[rows] - 1, 0)
+        return rows
+
     def _count_gaps(self, launch: Launch, end_s: float) -> None:
-        table, rows = self.table, self._still_there(launch)
+        """Take over when tokens were out, and who has missed a promise by it, each by its own rule (`core.slo`)."""
+        table, rows = self.table, self._over(launch)
         before = table.token_s[rows]
         # who decodes has had a first token
         begun = before > -np.inf if launch.shape.extend else None
-        if begun is None or begun.all():
-            table.gaps[rows] += 1
-            table.missed_gaps[rows] += end_s - before > table.tbt_s[rows]
+        if begun is not None and not begun.all():
+            first = rows[~begun]
+            table.first_token_s[first] = end_s
+            # until the first token, `since_s` is the arrival
+            table.lost[first] |= end_s > table.since_s[first] + table.ttft_s[first]
+            rows, before, late = rows[begun], before[begun], first
         else:
-            later, first = rows[begun], rows[~begun]
-            table.gaps[later] += 1
-            table.missed_gaps[later] += end_s - before[begun] > table.tbt_s[later]
-            table.late[first] = end_s > table.deadline_s[first]
-        table.last_token_s[rows] = end_s
-        table.token_s[rows] = end_s
+            late = rows[:0]
+        gap = end_s - before
+        missed = gap > table.tbt_s[rows]
+        table.gaps[rows] += 1
+        table.missed_gaps[rows] += missed
+        rule = table.gap_rule[rows]
+        if rule.any():  # not all mean every gap
+            table.lost[rows] |= missed & (rule == GapRule.EVERY)
+            most = (table.gaps[rows] + table.expected_tokens[rows]) // 100
+            spent = (table.missed_gaps[rows] > most) | (gap > table.max_pause_s[rows])
+            table.lost[rows] |= (rule == GapRule.P99) & spent
+            paced = (rule == GapRule.PACE) & np.isfinite(table.tbt_s[rows])
+            behind = end_s > table.first_token_s[rows] + table.out_tokens[rows] * table.tbt_s[rows]
+            table.lost[rows] |= paced & behind
+        else:
+            table.lost[rows] |= missed
+        everyone = np.concatenate((rows, late)) if len(late) else rows
+        table.lost[everyone] |= end_s > table.e2e_by_s[everyone]
+        table.out_tokens[everyone] += 1
+        table.last_token_s[everyone] = table.token_s[everyone] = table.since_s[everyone] = end_s
 
     def _still_there(self, launch: Launch) -> np.ndarray:
         """The launch's rows that belong to the same requests as when it was launched."""
@@ -224,9 +256,12 @@ class RequestBook:
     def withdraw(self, row: int) -> None:
         """The request of `row` was taken out of the iterations on their way: no token will come from them."""
         for launch in self.inflight:
+            if launch.version >= 0:
+                launch.seqs = launch.seqs.copy()  # it may be the copy that is remembered for the batch
             launch.seqs[launch.rows == row] = -1
             launch.version = -1
         self.table.last_token_s[row] = self.table.token_s[row]
+        self.table.inflight_tokens[row] = 0
 
     def base_s(self, now_s: float) -> float:
         """When the iterations in flight are predicted to have ended, at least now."""
@@ -238,7 +273,11 @@ def attainable(slo: Slo, prompt_tokens: int, model: LatencyModel) -> tuple[Slo, 
     c = model.coefficients
     alone_s = c.t0_extend + c.c_req + model.prefill_s(0, prompt_tokens)
     decode_s = model.iteration_s(decode_shape(1, prompt_tokens))
-    ttft_s = slo.ttft_s if alone_s <= slo.ttft_s else np.inf
-    tbt_s = slo.tbt_s if decode_s <= slo.tbt_s else np.inf
-    kept = Slo(ttft_s, tbt_s, slo.slo_class)
+    kept = replace(
+        slo,
+        ttft_s=slo.ttft_s if alone_s <= slo.ttft_s else np.inf,
+        tbt_s=slo.tbt_s if decode_s <= slo.tbt_s else np.inf,
+        tpot_s=slo.tpot_s if decode_s <= slo.tpot_s else np.inf,
+        e2e_s=slo.e2e_s if alone_s <= slo.e2e_s else np.inf,
+    )
     return kept, kept != slo

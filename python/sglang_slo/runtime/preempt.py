@@ -1,16 +1,15 @@
-"""Takes requests out of the running batch before KV runs short, each by the cheapest way out, and keeps
-count.
+"""Carries out what a plan says about KV: victims leave the running batch, others begin to come back from the host.
 
-`adjust` runs at the top of planning, when SGLang's batches are merged and at most one iteration is in
-flight. A victim's token in flight is dropped, as in SGLang's own retraction, and computed again; so a victim
-may be back at the next planning at the earliest, when that iteration's results are out (`settle`). SGLang's
-retraction stays the last resort. All decisions come from the table and the latency model, thus from the tick:
-ranks agree.
+Each step is atomic. What can fail comes first and changes nothing (the smaller batch is built beside the old one, copies
+are started); then a request changes its place in one go. So whatever raises, each request is in exactly one place: in a
+batch, in the queue, on the host, or here, `leaving`, until the iteration is planned (`settle`).
+A victim's token in flight is dropped, as in SGLang's own retraction, and computed again; so a victim may be back at
+the next planning at the earliest, when that iteration's results are out.
+SGLang's retraction stays the last resort. All decisions come from the plan: ranks agree.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,95 +18,47 @@ import numpy as np
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.common import release_kv_cache
 
-from sglang_slo.core import preemption
-from sglang_slo.core.latency import LatencyModel
-from sglang_slo.core.preemption import WayOut
-from sglang_slo.runtime.make_room import RoomMaker, freed_tokens
-from sglang_slo.runtime.recall import Recall
-from sglang_slo.runtime.swap import HostPool
-from sglang_slo.runtime.swap_line import SwapLine, iteration_s
+from sglang_slo.core.kv import preemption
+from sglang_slo.core.kv.pool import HostKv, Leavers
+from sglang_slo.core.kv.preemption import PreemptMode
+from sglang_slo.core.latency import LatencyModel, decode_shape
+from sglang_slo.runtime import batches
+from sglang_slo.runtime.swap import HostCopy, HostPool
+from sglang_slo.runtime.swap_line import SwapLine
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.scheduler import SloScheduler
 
-logger = logging.getLogger(__name__)
-
-RELIEF_ITERATIONS = 32  # room that victims make for those who stay: the next pressure is so far away at least
-
 
 class Preemptor:
-    """Applies `core.preemption` to one scheduler."""
+    """Applies the KV part of plans to one scheduler."""
 
     def __init__(self, scheduler: SloScheduler, pool: HostPool | None) -> None:
-        self.counts: Counter[str] = Counter()  # preemptions by way out; "stock": SGLang's retractions
+        self.counts: Counter[str] = Counter()  # preemptions by mode; "stock": SGLang's retractions
+        self.swap_ins = 0
         self.line = SwapLine(scheduler, pool) if pool is not None else None
-        self._recall = Recall(scheduler, self.line, self.counts) if self.line is not None else None
+        self.leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
         self._scheduler = scheduler
-        self._room = RoomMaker(scheduler, self)
         self._swap_cost: tuple[float, float] | None = None
-        self._leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
 
-    @property
-    def _mode(self) -> str:
-        return self._scheduler.slo_config.preempt
+    # -- what planning sees
 
-    def adjust(self, batch: ScheduleBatch, refused: list[int]) -> ScheduleBatch:
-        """The running batch without the victims of this iteration, and with those who are back from the host.
-
-        `refused`: rows that the last plan would have admitted but for KV, most urgent first.
-        """
-        if self.line is None or self._recall is None:
-            _ = self._relieve(batch) or self._room.make(batch, refused)
-            return batch
-        self.line.next_planning(idle=batch.is_empty())
-        if not self._relieve(batch) and not self._room.make(batch, refused):
-            self._recall.begin(batch)
-        return self._recall.ended(batch)
-
-    # -- out
-
-    def _relieve(self, batch: ScheduleBatch) -> bool:
-        """Take victims out of `batch`, in place, if its decodes are about to run out of KV; True: it was so."""
-        if self._mode == "stock" or batch.is_empty():
-            return False
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        if self.free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD:
-            return False
-        rows = s.slo_book.rows(batch.reqs)
-        remaining = table.remaining_tokens[rows]
-        soon = preemption.growth_tokens(remaining, self._lead(batch.reqs))
-        if self.free_tokens() >= soon:
-            return False
-        s.slo_pins.release_all()
-        if self.free_tokens() < len(batch.reqs) and self.line is not None:
-            self.line.release_due(now=True)
-        free = self.free_tokens()
-        if free + self.leaving_tokens >= soon:
-            return False
-        allowed = np.fromiter((self.may_leave(req) for req in batch.reqs), bool, len(rows))
-        self.take_out(batch, self._choose(batch.reqs, rows, allowed, free))
-        if self.free_tokens() < len(batch.reqs):
-            if self.line is not None:
-                self.line.release_due(now=True)
-            if self.free_tokens() < len(batch.reqs):
-                self._park()
-        return True
-
-    def _park(self) -> None:
-        """The half-prefilled request lets go of its KV, too; it may be back when its chunk in flight is over."""
-        s, req = self._scheduler, self._scheduler.chunked_req
-        if req is not None:
-            s.slo_applier.park(req)
-            s.waiting_queue.remove(req)
-            self._leaving.append(req)
-
-    def _lead(self, reqs: list[Req]) -> int:
-        """Iterations ahead to act: a swap needs some to hide its copy."""
-        if self.line is None or not self.line.pool.hides or self._mode not in ("auto", "swap"):
-            return 1
-        longest = max(req.seqlen for req in reqs)
-        copy_s = preemption.swap_s(self._scheduler.slo_model, longest) / 2
-        return preemption.lead_iterations(copy_s, iteration_s(self._scheduler, reqs))
+    def leavers(self, batch: ScheduleBatch) -> Leavers:
+        """What preemption could do with each request of the running batch."""
+        reqs = batch.reqs
+        freed = np.fromiter((freed_tokens(req) for req in reqs), np.int64, len(reqs))
+        held = np.fromiter((req.kv.kv_allocated_len for req in reqs), np.int64, len(reqs))
+        tree = self._scheduler.tree_cache.is_tree_cache()
+        return Leavers(
+            allowed=np.fromiter(map(self.may_leave, reqs), bool, len(reqs)),
+            freed_tokens=freed,
+            kv_tokens=np.fromiter((req.kv_committed_len for req in reqs), np.int64, len(reqs)),
+            shared_tokens=held - freed,
+            cached_tokens=np.fromiter((req.cache_protected_len for req in reqs), np.int64, len(reqs)),
+            may_keep=np.full(len(reqs), tree),
+            may_swap=np.fromiter(map(self._may_swap, reqs), bool, len(reqs)),
+            may_recompute=np.ones(len(reqs), bool),
+        )
 
     def may_leave(self, req: Req) -> bool:
         """Whether a running request can be a victim now.
@@ -127,122 +78,143 @@ class Preemptor:
         plain = req.multimodal_inputs is None and req.session is None
         return self.line is not None and plain and not self._scheduler.enable_lora
 
-    def _choose(self, reqs: list[Req], rows: np.ndarray, allowed: np.ndarray, free: int) -> np.ndarray:
-        """Positions of the victims, so that those who stay can grow for `RELIEF_ITERATIONS`; at least one
-        stays.
-        """
-        table = self._scheduler.slo_book.table
-        remaining = table.remaining_tokens[rows]
-        spare = preemption.may_miss(
-            table.gaps[rows], table.missed_gaps[rows], _expected(table.expected_tokens[rows])
+    def host(self) -> HostKv:
+        """KV on the host, as planning sees it."""
+        line = self.line
+        if line is None:
+            return HostKv()
+        back = line.may_return()
+        for swapped in back:
+            self._scheduler.slo_viewer.look_up_prefix(swapped.req)
+        return HostKv(
+            rows=self._scheduler.slo_book.rows([w.req for w in back]),
+            tokens=np.fromiter((w.copy.tokens for w in back), np.int64, len(back)),
+            room_tokens=line.pool.largest_room(),
+            hides=line.pool.hides,
+            on=True,
         )
-        bucket = preemption.protection(table.bucket[rows], (spare >= 0) & ~table.late[rows])
-        frees = np.fromiter((freed_tokens(req) for req in reqs), np.int64, len(rows))
-        if self._scheduler.slo_config.victims == "latest":
-            order = preemption.latest_first(table.seq[rows], allowed)
-        else:
-            order = preemption.victim_order(bucket, remaining, frees, table.seq[rows], allowed)
-        if len(order) == len(rows):
-            order = order[:-1]
-        need = preemption.growth_tokens(remaining, RELIEF_ITERATIONS) - free
-        return preemption.victims(order, frees + np.clip(remaining, 1, RELIEF_ITERATIONS), need)
-
-    def take_out(self, batch: ScheduleBatch, positions: np.ndarray) -> None:
-        if len(positions) == 0:
-            return
-        leaving = [batch.reqs[i] for i in positions.tolist()]
-        stay = np.setdiff1d(np.arange(len(batch.reqs)), positions)
-        staying = [batch.reqs[i] for i in stay]
-        ways = self._ways_out(staying, leaving)
-        seconds = iteration_s(self._scheduler, staying)
-        batch.filter_batch(keep_indices=stay.tolist())
-        batch.batch_is_full = False
-        for req, way in zip(leaving, ways, strict=True):
-            self._leave(req, way, seconds)
-
-    def _ways_out(self, stay: list[Req], leaving: list[Req]) -> list[WayOut]:
-        s, ways = self._scheduler, []
-        room = self._room_left(stay, leaving) if s.tree_cache.is_tree_cache() else 0
-        swapped = 0
-        for req in leaving:
-            context = req.kv_committed_len
-            pinned = req.kv.kv_allocated_len - freed_tokens(req)
-            fits = (
-                self._may_swap(req) and self.line is not None and self.line.pool.room_for(swapped + context)
-            )
-            host_room = context if fits else 0
-            costs = preemption.costs(s.slo_model, context, pinned, req.cache_protected_len, room, host_room)
-            way = preemption.way_out(costs, self._mode)
-            room -= context - pinned if way is WayOut.KEEP else 0
-            swapped += context if way is WayOut.SWAP else 0
-            ways.append(way)
-        return ways
-
-    def _room_left(self, stay: list[Req], leaving: list[Req]) -> int:
-        """KV that stays free or evictable at the forecast peak of those who stay, once all who wait are in, tokens.
-
-        A victim comes back behind them: what they take by then is evicted from the tree.
-        """
-        s = self._scheduler
-        free = self.free_tokens() + sum(freed_tokens(req) for req in leaving)
-        ledger = s.slo_viewer.ledger(s.slo_book.rows(stay), free)
-        peak = getattr(ledger, "peak", s.max_total_num_tokens)
-        waiting = s.slo_book.waiting_rows(s.waiting_queue)
-        held = s.slo_book.table.held_tokens(waiting[waiting >= 0])
-        return s.max_total_num_tokens - peak - int(held.sum())
-
-    def _leave(self, req: Req, way: WayOut, iteration_s: float) -> None:
-        s = self._scheduler
-        self.counts[way.value] += 1
-        s.slo_book.table.preemptions[req.slo_row] += 1
-        s.slo_book.withdraw(req.slo_row)
-        self._set_deadline(req)
-        req.slo_computed_tokens = req.seqlen - 1
-        if way is WayOut.SWAP and self.line is not None:
-            req.slo_swapped = getattr(req, "slo_swapped", 0) + 1
-            self.line.take(req, iteration_s)
-            return
-        release_kv_cache(req, s.tree_cache, is_insert=way is WayOut.KEEP)
-        req.reset_for_retract()
-        self._leaving.append(req)
 
     def free_tokens(self) -> int:
+        """Free and evictable KV on the device."""
         s = self._scheduler
-        return s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
+        return int(s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size())
 
     @property
     def leaving_tokens(self) -> int:
         """KV that is free as soon as it is copied out."""
         return self.line.leaving_tokens if self.line else 0
 
-    def _set_deadline(self, req: Req) -> None:
-        table, row = self._scheduler.slo_book.table, req.slo_row
-        if not len(req.output_ids):
-            return  # its first token is still to come, by the deadline it came with
-        rows = np.array([row])
-        spare = preemption.may_miss(
-            table.gaps[rows], table.missed_gaps[rows], _expected(table.expected_tokens[rows])
-        )
-        table.deadline_s[row] = preemption.return_by_s(
-            float(table.last_token_s[row]),
-            float(table.tbt_s[row]),
-            -1 if table.late[row] else int(spare[0]),
-        )
+    def arriving_rows(self) -> np.ndarray:
+        """Rows that hold KV for their return, int[n]."""
+        return self._scheduler.slo_book.rows([w.req for w in self.line.arriving] if self.line else [])
 
-    # -- back into the queue
+    # -- victims
 
-    def settle(self) -> None:
-        """Put this iteration's victims into the queue; called when the iteration is planned."""
-        for req in self._leaving:
-            self.requeue(req)
-        self._leaving.clear()
+    def preempt(self, victims: list[tuple[int, PreemptMode]], batch: ScheduleBatch) -> ScheduleBatch:
+        """The running batch without the victims, each of which has left in its mode. Raises only if nothing was done."""
+        s = self._scheduler
+        rows = {req.slo_row: i for i, req in enumerate(batch.reqs)}
+        places = [rows[row] for row, _ in victims]
+        left = batches.without(batch, np.array(places))
+        iteration_s = self._iteration_s(left.reqs)
+        gone: list[int] = []
+        for place, (_, mode) in zip(places, victims, strict=True):
+            req = batch.reqs[place]
+            try:
+                copy = self._copy_out(req) if mode is PreemptMode.SWAP else None
+                if mode is PreemptMode.SWAP and copy is None:
+                    mode = PreemptMode.RECOMPUTE
+                self._note(req, mode)
+                self._leave(req, mode, copy, iteration_s)
+            except Exception as error:  # it stays where it was
+                s.slo_observer.trouble.happened("preempting a request failed", s.slo_tick.now_s, error)
+            else:
+                gone.append(place)
+        if len(gone) < len(places):
+            left = batches.without(batch, np.array(gone, np.int64)) if gone else batch
+        left.batch_is_full = False
+        return left
 
-    def requeue(self, req: Req) -> None:
-        """Into the queue of those who have prefill to do."""
+    def _copy_out(self, req: Req) -> HostCopy | None:
+        """Start the copy to the host; None if that failed: what then is left is to compute it again."""
+        assert self.line is not None
+        copy = self.line.save(req)
+        if not copy.ok and self._scheduler.ps.tp_size == 1:
+            self.line.pool.drop(copy)
+            self.line.failed += 1
+            return None
+        return copy
+
+    def _note(self, req: Req, mode: PreemptMode) -> None:
+        book, row = self._scheduler.slo_book, req.slo_row
+        book.withdraw(row)
+        book.table.deadline_s[row] = book.table.back_by_s(row)
+        book.table.preemptions[row] += 1
+        self.counts[mode.value] += 1
+        req.slo_computed_tokens = req.seqlen - 1
+
+    def _leave(self, req: Req, mode: PreemptMode, copy: HostCopy | None, iteration_s: float) -> None:
+        """The one moment at which a victim changes its place; nothing of ours is called in between."""
+        s = self._scheduler
+        if copy is not None and self.line is not None:
+            self.line.take(req, copy, iteration_s)
+            return
+        release_kv_cache(req, s.tree_cache, is_insert=mode is PreemptMode.KEEP)
+        req.reset_for_retract()
+        self.leaving.append(req)
+
+    def _iteration_s(self, reqs: list[Req]) -> float:
+        return iteration_s(self._scheduler.slo_model, reqs)
+
+    def park(self) -> None:
+        """The half-prefilled request lets go of its KV; it may be back when its chunk in flight is over."""
+        s, req = self._scheduler, self._scheduler.chunked_req
+        if req is not None:
+            release_parked(s, req)
+            self.leaving.append(req)
+
+    # -- back
+
+    def bring_back(self, rows: list[int], batch: ScheduleBatch) -> None:
+        """Those of `rows` that are on the host begin to come back; one that cannot stays there, or is computed again."""
+        if self.line is None:
+            return
+        seconds = self._iteration_s(batch.reqs)
+        for row in rows:
+            self.swap_ins += self.line.bring_back(row, seconds)
+
+    def arrived(self, batch: ScheduleBatch) -> ScheduleBatch:
+        """The running batch with those whose KV is back on the device. Raises only if nothing was done."""
+        if self.line is None:
+            return batch
+        self.line.next_planning(idle=batch.is_empty())
+        back = self.line.ready(now=batch.is_empty())
+        if not back:
+            return batch
+        reqs = [w.req for w in back]
+        merged = batches.merged(batch, batches.decode_batch(self._scheduler, reqs))
+        self.line.landed(back)
+        merged.batch_is_full = False
+        self._pick_up(reqs)
+        return merged
+
+    def _pick_up(self, reqs: list[Req]) -> None:
+        """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""
+        s, table = self._scheduler, self._scheduler.slo_book.table
+        rows, base_s = s.slo_book.rows(reqs), s.slo_book.base_s(s.slo_tick.now_s)
+        passed = table.last_token_s[rows] + table.tbt_s[rows] < base_s
+        table.last_token_s[rows[passed]] = base_s
+
+    def settle(self) -> list[Req]:
+        """This iteration's victims, whose place is in the queue from now on."""
+        back, self.leaving = self.leaving, []
+        return back
+
+    def requeued(self, req: Req) -> None:
+        """Bring the row of one that is in the queue again up to date."""
         s = self._scheduler
         s.slo_book.open(req, req.slo, 0.0, s.slo_model)
         s.slo_viewer.look_up_prefix(req)
-        s.waiting_queue.append(req)
         req.time_stats.set_wait_queue_entry_time()
 
     def before_decode(self, batch: ScheduleBatch) -> None:
@@ -254,11 +226,12 @@ class Preemptor:
 
     def retracted(self, req: Req) -> None:
         """SGLang's own retraction took `req` out."""
+        book, row = self._scheduler.slo_book, req.slo_row
         req.slo_computed_tokens = req.seqlen - 1
         self.counts["stock"] += 1
-        self._scheduler.slo_book.table.preemptions[req.slo_row] += 1
-        self._scheduler.slo_book.withdraw(req.slo_row)
-        self._set_deadline(req)
+        book.table.preemptions[row] += 1
+        book.withdraw(row)
+        book.table.deadline_s[row] = book.table.back_by_s(row)
 
     # -- what a swap costs
 
@@ -295,21 +268,7 @@ class Preemptor:
 
     def alive(self) -> list[Req]:
         """Requests that are nowhere else in the scheduler."""
-        return [*self._leaving, *(self.line or ())]
-
-    def arriving_rows(self) -> np.ndarray:
-        """Rows that hold KV for their return, int[n]."""
-        return self._scheduler.slo_book.rows([w.req for w in self.line.arriving] if self.line else [])
-
-    def next_back_rows(self) -> np.ndarray:
-        """The row that newcomers leave room for, int[0 or 1]: it returns from the host as soon as there is some."""
-        head, _ = self._recall.holds_up() if self._recall else (None, False)
-        return self._scheduler.slo_book.rows([head.req] if head else [])
-
-    def overdue_row(self) -> int:
-        """The row that has waited, or been away, so long that nobody overtakes it any more; -1: there is none."""
-        head, overdue = self._recall.holds_up() if self._recall else (None, False)
-        return head.req.slo_row if head is not None and overdue else self._scheduler.slo_planner.held_up_by
+        return [*self.leaving, *(self.line or ())]
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
         """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""
@@ -318,7 +277,7 @@ class Preemptor:
     @property
     def idle(self) -> bool:
         """No request is anywhere between leaving and being back."""
-        return not self._leaving and (self.line is None or self.line.empty)
+        return not self.leaving and (self.line is None or self.line.empty)
 
     def abort(self, rid: str, everyone: bool) -> None:
         """End swapped requests whose id begins with `rid`."""
@@ -337,5 +296,25 @@ class Preemptor:
             self.line.forget()
 
 
-def _expected(tokens: np.ndarray) -> np.ndarray:
-    return np.minimum(tokens, 1 << 30).astype(np.int64)
+def release_parked(scheduler: SloScheduler, req: Req) -> None:
+    """Take the cut request out of its place: its KV stays in the radix tree, where its next turn finds it."""
+    req.slo_computed_tokens = req.kv_committed_len
+    req.slo_parked = getattr(req, "slo_parked", 0) + 1
+    release_kv_cache(req, scheduler.tree_cache, is_insert=True)
+    req.reset_for_retract()
+    req.retraction_count -= 1  # nothing was taken from it
+    scheduler.chunked_req = None
+
+
+def iteration_s(model: LatencyModel, reqs: list[Req]) -> float:
+    """Predicted seconds of an iteration that decodes `reqs`."""
+    return model.iteration_s(decode_shape(len(reqs), sum(req.seqlen for req in reqs)))
+
+
+def freed_tokens(req: Req) -> int:
+    """KV that becomes free or evictable when `req` leaves: all it holds but what others hold too."""
+    node, pinned = req.last_node, req.cache_protected_len
+    while node is not None and node.parent is not None and node.lock_ref == 1:
+        pinned -= len(node.key)
+        node = node.parent
+    return int(req.kv.kv_allocated_len - max(pinned, 0))

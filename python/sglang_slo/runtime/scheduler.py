@@ -7,6 +7,7 @@ iteration to stock scheduling. Batches, KV pool, radix cache and results stay SG
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -99,7 +100,6 @@ class SloScheduler(stock.Scheduler):
         self.slo_mixed_chunk = self.is_mixed_chunk
         most_pinned = int(MOST_PINNED_SHARE * self.max_total_num_tokens)
         self.slo_next_in_line: list[int] = []
-        self.slo_refused: list[int] = []  # rows that the last plan had no KV for
         self.slo_pins = Pins(
             self.tree_cache, self.slo_book.table, most_pinned, self.slo_viewer.look_up_prefix
         )
@@ -134,7 +134,8 @@ class SloScheduler(stock.Scheduler):
 
     def _report(self, reqs: Iterable[Req]) -> None:
         if self.slo_on and self.slo_reporter is not None:
-            self.slo_reporter.streamed(reqs)
+            with self._noting("tokens"):
+                self.slo_reporter.streamed(reqs)
 
     def make_tick(self, requests: list[Any]) -> Tick:
         """What this rank measured since the last tick; called on the rank whose requests are broadcast."""
@@ -166,6 +167,7 @@ class SloScheduler(stock.Scheduler):
             bool(revised),
             confidence,
             self.slo_preempt.measured(),
+            vote=self.slo_preempt.line is not None and self.slo_preempt.line.votes(),
         )
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
@@ -184,11 +186,14 @@ class SloScheduler(stock.Scheduler):
             except Exception as error:
                 self._failed("a tick", error)
         if self.slo_on and any(isinstance(r, WEIGHTS_CHANGE) for r in recv_reqs):
-            self.slo_preempt.weights_change()
+            with self._noting("new weights"):
+                self.slo_preempt.weights_change()
         super().process_input_requests(recv_reqs)
 
     def _take(self, tick: Tick) -> None:
         self.slo_tick = tick
+        if tick.vote and self.slo_preempt.line is not None:
+            self.slo_preempt.line.vote()
         for iteration, end_s in tick.ended:
             launch = self.slo_book.ended(iteration, end_s)
             if launch is not None:
@@ -249,14 +254,31 @@ class SloScheduler(stock.Scheduler):
         running_batch = self._rejoin(running_batch)
         self.slo_plan = None
         step = super().get_next_batch_to_run(running_batch, last_batch)
-        self.slo_preempt.settle()
-        if self.slo_plan is not None:
-            self._plan_log.add(self.forward_ct, self.slo_tick.now_s, self.slo_plan)
+        self._settle()
         if self.slo_split is not None:
             step = NextBatchPlan(batch_to_run=self.slo_split, running_batch=step.running_batch)
-        if self.forward_ct % SWEEP_EVERY == 0:
-            self._sweep(step)
+        with self._noting("an iteration"):
+            if self.slo_plan is not None:
+                self._plan_log.add(self.forward_ct, self.slo_tick.now_s, self.slo_plan)
+            if self.forward_ct % SWEEP_EVERY == 0:
+                self._sweep(step)
         return step
+
+    def _settle(self) -> None:
+        """This iteration's victims wait for prefill from now on."""
+        back, self.slo_preempt.leaving = self.slo_preempt.leaving, []
+        self.waiting_queue.extend(back)
+        for req in back:
+            with self._noting("a victim"):
+                self.slo_preempt.requeued(req)
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """Around bookkeeping: what raises there is counted and logged; it never stops serving."""
+        try:
+            yield
+        except Exception as error:
+            self._failed(what, error)
 
     def _sweep(self, step: NextBatchPlan | None) -> None:
         """End the rows of requests that are nowhere any more."""
@@ -271,11 +293,27 @@ class SloScheduler(stock.Scheduler):
             self.slo_lengths.ended(req)
 
     def _rejoin(self, running_batch: ScheduleBatch) -> ScheduleBatch:
-        part, self.slo_split = self.slo_split, None
-        return running_batch if part is None else batches.merge(running_batch, part)
+        """The running batch with the part that was launched alone."""
+        part = self.slo_split
+        if part is None:
+            return running_batch
+        try:
+            running_batch = batches.merged(running_batch, part)
+        except Exception as error:
+            self._failed("a part that was launched alone", error)
+            part.filter_batch()
+            if running_batch.is_empty():
+                running_batch = part
+            elif not part.is_empty():
+                running_batch.merge_batch(part)
+        self.slo_split = None
+        return running_batch
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
-        """Plan, then let SGLang build the planned prefill batch."""
+        """Plan, carry out what concerns KV, then let SGLang build the planned prefill batch.
+
+        Whatever raises before the first change leaves the iteration to stock scheduling, in a state that it understands.
+        """
         if not self.slo_on:
             return super().get_new_batch_prefill(running_batch)
         try:
@@ -285,16 +323,35 @@ class SloScheduler(stock.Scheduler):
                 self.slo_plan_s = clock.now() - began_s
                 return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             running_batch.filter_batch()
-            running_batch = self.slo_preempt.adjust(running_batch, self.slo_refused)
-            self.slo_plan = plan = self._make_plan(running_batch)
+            running_batch = self.slo_preempt.arrived(running_batch)
+            plan = self._make_plan(running_batch)
+            running_batch = self._carry_out(plan, running_batch)
+            self.slo_plan = plan
             planned = {self.slo_book.reqs[row]: tokens for row, tokens in plan.prefill}
             self.slo_plan_s = clock.now() - began_s
+            if not plan.prefill:
+                return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+            return self.slo_applier.prefill(plan, planned, running_batch)
         except Exception as error:
             self._fall_back(error)
+            running_batch.batch_is_full = False
             return super().get_new_batch_prefill(running_batch)
-        if not plan.prefill:
-            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-        return self.slo_applier.prefill(plan, planned, running_batch)
+
+    def _carry_out(self, plan: IterationPlan, running_batch: ScheduleBatch) -> ScheduleBatch:
+        """Victims out, then returns begun, then whom to refuse. A step that raises has done nothing."""
+        if plan.victims:
+            with self._noting("preemption"):
+                running_batch = self.slo_preempt.preempt(plan.victims, running_batch)
+        if plan.park_chunked:
+            with self._noting("parking"):
+                self.slo_preempt.park()
+        if plan.returns:
+            with self._noting("a return from the host"):
+                self.slo_preempt.bring_back(plan.returns, running_batch)
+        if plan.shed:
+            with self._noting("shedding"):
+                self.slo_applier.shed(plan.shed)
+        return running_batch
 
     def _nothing_to_decide(self, running_batch: ScheduleBatch) -> bool:
         """Nobody waits, KV is ample, and everyone can decode in time: most iterations, told at little cost."""
@@ -307,7 +364,7 @@ class SloScheduler(stock.Scheduler):
         base_s = book.base_s(self.slo_tick.now_s)
         if not (seen.whole and self.slo_planner.all_decode(book.table, seen.rows, base_s, self.slo_model)):
             return False
-        self.slo_next_in_line = self.slo_refused = []
+        self.slo_next_in_line = []
         if len(self.slo_pins):
             self.slo_pins.release_all()
         return True
@@ -319,9 +376,7 @@ class SloScheduler(stock.Scheduler):
         # before anything is counted on: what is pinned cannot be evicted for this iteration's chunks
         self._pin_next()
         plan = self.slo_planner.plan(self.slo_viewer.view(running_batch))
-        self.slo_next_in_line, self.slo_refused = plan.next_in_line, plan.refused
-        if plan.shed:
-            self.slo_applier.shed(plan.shed)
+        self.slo_next_in_line = plan.next_in_line
         for row, _ in plan.prefill:
             self.slo_pins.release(row)
         return plan
@@ -348,33 +403,36 @@ class SloScheduler(stock.Scheduler):
         """SGLang's building of a prefill batch, with what it takes for granted of mixed ones made true."""
         batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
         if batch is not None and self.slo_on:
-            batches.correct_prefixes(batch)
+            with self._noting("prefixes of a mixed batch"):
+                batches.correct_prefixes(batch)
         return batch, running_batch
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
-        if not self.slo_on:
-            return super().update_running_batch(batch)
-        plan = self.slo_plan
+        plan = self.slo_plan if self.slo_on else EVERYONE_DECODES
         if plan is EVERYONE_DECODES:
             return super().update_running_batch(batch)
-        self.slo_preempt.before_decode(batch)
+        with self._noting("room before decoding"):
+            self.slo_preempt.before_decode(batch)
         if plan is None or plan.decode is None:
             return super().update_running_batch(batch)
-        part = super().update_running_batch(batches.split(batch, plan.decode))
+        try:
+            part, rest = batches.divide(batch, plan.decode)
+        except Exception as error:
+            self._fall_back(error)
+            return super().update_running_batch(batch)
+        part = super().update_running_batch(part)
         if part is not None and not part.is_empty():
             self.slo_split = part
-        return batch
+        return rest
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Launch, and note when it is predicted to end."""
         if not self.slo_on:
             return super().run_batch(batch, *args, **kwargs)
         result = super().run_batch(batch, *args, **kwargs)
-        try:
+        with self._noting("a launch"):
             self._note_launch(batch)
-        except Exception as error:
-            self._failed("a launch", error)
         if self.slo_forward_blocks:
             self.slo_ended.append((self.forward_ct, clock.now()))
         return result
@@ -402,19 +460,18 @@ class SloScheduler(stock.Scheduler):
             now = clock.now()
             if not self.slo_forward_blocks:
                 self.slo_ended.append((batch.forward_iter, now))
-            try:
+            with self._noting("results"):
                 for req in self.slo_book.tokens_out(batch.reqs):
                     self.slo_gone(req)
-            except Exception as error:
-                self._failed("results", error)
-            self.slo_observer.refresh(now, self._gauges)
+                self.slo_observer.refresh(now, self._gauges)
 
     def abort_request(self, recv_req: Any) -> None:
         """SGLang's abort; rows of requests that were only waiting end at once."""
         super().abort_request(recv_req)
         if self.slo_on:
-            self.slo_preempt.abort(recv_req.rid, recv_req.abort_all)
-            self._sweep(None)
+            with self._noting("an abort"):
+                self.slo_preempt.abort(recv_req.rid, recv_req.abort_all)
+                self._sweep(None)
 
     def is_fully_idle(self, for_health_check: bool = False) -> bool:
         """SGLang's; a server with requests on the host is not idle."""
@@ -424,7 +481,8 @@ class SloScheduler(stock.Scheduler):
     def flush_cache(self, empty_cache: bool = True) -> bool:
         """SGLang's flush; nothing may stay pinned in a tree that is cut down."""
         if self.slo_on:
-            self.slo_pins.release_all()
+            with self._noting("a flush"):
+                self.slo_pins.release_all()
         return super().flush_cache(empty_cache)
 
     def pause_generation(self, recv_req: Any) -> Any:
@@ -432,7 +490,8 @@ class SloScheduler(stock.Scheduler):
         if self.slo_on:
             self.running_batch = self._rejoin(self.running_batch)
             if recv_req.mode == "retract":
-                self.slo_preempt.release_device()
+                with self._noting("a pause"):
+                    self.slo_preempt.release_device()
         return super().pause_generation(recv_req)
 
     # -- report
@@ -440,10 +499,14 @@ class SloScheduler(stock.Scheduler):
     def on_idle(self) -> None:
         """SGLang's housekeeping; the windows of the metrics go on sliding."""
         if self.slo_on and self.slo_book.reqs:
-            self._sweep(None)  # who was aborted while still in the last batch; no iteration may come for long
+            with self._noting("idleness"):
+                self._sweep(
+                    None
+                )  # who was aborted while still in the last batch; no iteration may come for long
         super().on_idle()
         if self.slo_on:
-            self.slo_observer.refresh(clock.now(), self._gauges)
+            with self._noting("idleness"):
+                self.slo_observer.refresh(clock.now(), self._gauges)
 
     def get_internal_state(self, recv_req: Any) -> Any:
         """SGLang's, with ours under `slo`."""

@@ -35,7 +35,7 @@ def gauges(scheduler: SloScheduler) -> Gauges:
         queued=queued,
         parked=sum(getattr(req, "slo_parked", 0) > 0 for req in waiting),
         preempted=sum(req.retraction_count > 0 for req in waiting),
-        lost=plan.lost if plan else 0,
+        lost=plan.infeasible if plan else 0,
         budget_s=plan.budget_s if plan and 0 < plan.budget_s < math.inf else None,
         chunk_tokens=sum(tokens for _, tokens in plan.prefill) if plan else 0,
         plan_s=scheduler.slo_plan_s,

@@ -47,8 +47,8 @@ class HostPool(Protocol):
     hides: bool  # whether transfers run beside compute
     meter: SwapMeter
 
-    def room_for(self, tokens: int) -> bool:
-        """Whether a copy of so many tokens can be saved now."""
+    def largest_room(self) -> int:
+        """Tokens of the largest copy that can be saved now; of several, all together."""
         ...
 
     def save(self, slots: torch.Tensor) -> HostCopy:
@@ -160,9 +160,9 @@ class ArenaHostPool:
         self._stream = torch.cuda.Stream(buffers[0].device) if on_gpu else None
         self._timed: deque[tuple[Any, Any, float]] = deque()  # (start event, end event, bytes), not read yet
 
-    def room_for(self, tokens: int) -> bool:
+    def largest_room(self) -> int:
         """See HostPool. Scattered free memory is no room."""
-        return self._extents.largest() >= tokens
+        return self._extents.largest()
 
     def save(self, slots: torch.Tensor) -> HostCopy:
         """See HostPool."""
@@ -280,7 +280,7 @@ def make_host_pool(kv_pool: Any, host_kv_gb: float, ranks: int) -> ArenaHostPool
 def measure(pool: ArenaHostPool, slots: int) -> None:
     """Time a few copies out and back, at start-up: device KV `slots` 1.. are free then. Leaves the pool as it was."""
     for tokens in (16, slots) * 3:
-        if not 0 < tokens <= slots or not pool.room_for(tokens):
+        if not 0 < tokens <= slots or pool.largest_room() < tokens:
             return
         where = torch.arange(1, tokens + 1, device=pool.device)
         copy = pool.save(where)

@@ -1,12 +1,14 @@
 """The requests whose KV lies in host memory: how each leaves the device, waits, comes back, or ends there.
 
-    running ──take──▶ out ──bring_back──▶ arriving ──ready──▶ running
+    running ──take──▶ out ──bring_back──▶ arriving ──ready, landed──▶ running
                        │  ▲                  │
               abort, forget (recompute)      └─cancel─▶ out
 
 Device slots of a request that left stay taken until its copy is predicted to be over (`release_due`), those of one
 that comes back are filled before it decodes: transfers hide behind iterations. How many iterations is counted, not
-timed, so that all ranks do the same. A copy that turns out to have failed, on any rank, means recompute.
+timed, so that all ranks do the same. A copy that turns out to have failed, on any rank, means recompute; ranks tell each
+other before anyone decodes with it, at a point that all of them pass (`vote`), never while planning.
+Whatever raises in between leaves slots, rows and locks as they were.
 """
 
 from __future__ import annotations
@@ -19,18 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ScheduleBatch
+from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 from sglang.srt.mem_cache.allocation import alloc_token_slots
 from sglang.srt.mem_cache.common import release_kv_cache
 
-from sglang_slo.core import preemption
-from sglang_slo.core.latency import decode_shape
+from sglang_slo.core.kv import preemption
 from sglang_slo.runtime.swap import HostCopy, HostPool
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.scheduler import SloScheduler
 
 logger = logging.getLogger(__name__)
+
+MOST_TRIES = 3  # to bring one back before it is computed again
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +44,9 @@ class Swapped:
     copy: HostCopy
     since: int
     ready: int = 0  # when its KV is predicted to be back on the device
+    loaded: bool = False  # whether the copy back was started without an error on this rank
+    agreed: bool = False  # whether it was on all ranks
+    tries: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -67,26 +73,28 @@ class SwapLine:
 
     # -- out
 
-    def take(self, req: Req, iteration_s: float) -> None:
-        """Move the KV of a running request to the host; it is in no batch any more when this is called.
+    def save(self, req: Req) -> HostCopy:
+        """Start to copy the KV of a running request to the host. What is in flight for it is dropped with its token."""
+        row = self._scheduler.req_to_token_pool.req_to_token[req.req_pool_idx]
+        return self.pool.save(row[: req.seqlen - 1].to(torch.int64, copy=True))
 
-        What is in flight for it is dropped with its token, so only the KV before that counts.
-        """
+    def take(self, req: Req, copy: HostCopy, iteration_s: float) -> None:
+        """A running request is on the host from now on; its device KV is free when `copy` is over."""
         s = self._scheduler
-        tokens = req.seqlen - 1
         row = s.req_to_token_pool.req_to_token[req.req_pool_idx]
-        slots = row[:tokens].to(torch.int64, copy=True)
         own = row[req.cache_protected_len : req.kv.kv_allocated_len].to(torch.int64, copy=True)
-        copy = self.pool.save(slots)
-        due = self._planning + self._hidden(tokens, iteration_s)
-        self._leftovers.append(Leftover(due, own, req.last_node, copy))
+        due = self._planning + self._hidden(copy.tokens, iteration_s)
+        left, swapped = Leftover(due, own, req.last_node, copy), Swapped(req, copy, self._planning)
+        nothing = torch.empty((0,), dtype=torch.int64)
+        # from here on nothing can fail
         s.req_to_token_pool.free(req)
-        _forget_device(req)
+        req.kv, req.kv_committed_len = None, 0
+        req.last_node, req.cache_protected_len, req.prefix_indices = None, 0, nothing
         req.is_retracted = True
         req.retraction_count += 1
-        self.out.append(Swapped(req, copy, self._planning))
-        if due <= self._planning:
-            self.release_due()
+        req.slo_swapped = getattr(req, "slo_swapped", 0) + 1
+        self._leftovers.append(left)
+        self.out.append(swapped)
 
     def _hidden(self, tokens: int, iteration_s: float) -> int:
         """Iterations that a transfer is given to hide behind."""
@@ -96,70 +104,80 @@ class SwapLine:
 
     def release_due(self, now: bool = False) -> None:
         """Give back device KV whose copy should be over; with `now`, all of it: the device then waits for the rest."""
-        s, kept = self._scheduler, []
-        for left in self._leftovers:
-            if not now and left.due > self._planning:
-                kept.append(left)
-                continue
+        s = self._scheduler
+        for left in [left for left in self._leftovers if now or left.due <= self._planning]:
             self.pool.fence(left.copy)
+            self._leftovers.remove(left)
             s.token_to_kv_pool_allocator.free(left.slots)
             s.tree_cache.dec_lock_ref(left.node)
-        self._leftovers = kept
 
     # -- back
 
     def next_planning(self, idle: bool) -> None:
         """Once an iteration, before anything else. `idle`: no batch runs that transfers could hide behind."""
         self._planning += 1
-        self.release_due(now=idle)
+        self.release_due(now=idle or not self.pool.hides)
 
-    def head(self) -> Swapped | None:
-        """The one to come back next: nearest deadline that can be kept, then arrival. Not one that just left."""
-        book = self._scheduler.slo_book
-        table, start_s = book.table, book.base_s(self._scheduler.slo_tick.now_s)
+    def may_return(self) -> list[Swapped]:
+        """Those on the host whose last iteration is over."""
+        return [w for w in self.out if w.since < self._planning]
 
-        def urgency(w: Swapped) -> tuple[float, int]:
-            deadline_s = float(table.deadline_s[w.req.slo_row])
-            return deadline_s if deadline_s >= start_s else math.inf, int(table.seq[w.req.slo_row])
+    def bring_back(self, row: int, iteration_s: float) -> bool:
+        """Start to load the KV of one that is out into new slots; whether it is on its way. If not, it is computed again.
 
-        return min((w for w in self.out if w.since < self._planning), key=urgency, default=None)
-
-    def bring_back(self, waiting: Swapped, iteration_s: float) -> bool:
-        """Start to load a request's KV into new slots; False: it has to be computed again, and is in the queue.
-
-        What the radix tree still has of it is used from there. The caller has seen to the room.
+        What the radix tree still has of it is used from there. The plan has seen to the room.
         """
-        s, req, tokens = self._scheduler, waiting.req, waiting.copy.tokens
-        self.out.remove(waiting)
-        req.init_next_round_input(s.tree_cache)
-        prefix = len(req.prefix_indices)
-        s.tree_cache.inc_lock_ref(req.last_node)
-        slots = self._allot(req, prefix, tokens)
-        if not self._agreed(self._loaded(waiting.copy, prefix, slots)):
-            self.failed += 1
-            logger.warning("sglang-slo: the copy of request %s cannot be used: recompute", req.rid)
-            self.pool.fence(waiting.copy)
-            release_kv_cache(req, s.tree_cache, is_insert=False)
-            self._recompute(waiting)
+        w = next((w for w in self.out if w.req.slo_row == row), None)
+        if w is None:
             return False
-        waiting.ready = self._planning + self._hidden(tokens - prefix, iteration_s)
-        self.arriving.append(waiting)
-        return True
+        try:
+            self._load(w)
+        except RuntimeError as error:  # no room after all, or the device refused
+            logger.warning("sglang-slo: request %s could not be brought back: %s", w.req.rid, error)
+            w.tries += 1
+        else:
+            w.ready = self._planning + self._hidden(w.copy.tokens - len(w.req.prefix_indices), iteration_s)
+            w.agreed = self._scheduler.ps.tp_size == 1
+            self.out.remove(w)
+            self.arriving.append(w)
+            if w.loaded or not w.agreed:
+                return True
+            self._unusable(w)
+            return False
+        if w.tries >= MOST_TRIES:
+            self.failed += 1
+            self.out.remove(w)
+            self._recompute(w)
+        return False
 
-    def _allot(self, req: Req, prefix: int, tokens: int) -> torch.Tensor:
-        s = self._scheduler
+    def _load(self, w: Swapped) -> None:
+        """Device slots, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
+        s, req, tokens = self._scheduler, w.req, w.copy.tokens
+        req.init_next_round_input(s.tree_cache)
+        node, prefix = req.last_node, len(req.prefix_indices)
         slots = torch.empty(0, dtype=torch.int64, device=s.req_to_token_pool.device)
-        if tokens > prefix:
-            slots = alloc_token_slots(s.tree_cache, tokens - prefix)
-        s.req_to_token_pool.alloc([req])
-        row = req.req_pool_idx
-        s.req_to_token_pool.write((row, slice(0, prefix)), req.prefix_indices.to(torch.int32))
-        s.req_to_token_pool.write((row, slice(prefix, tokens)), slots.to(torch.int32))
-        req.kv = ReqKvInfo(kv_allocated_len=tokens, swa_evicted_seqlen=0)
-        req.kv_committed_len = tokens
-        return slots
+        s.tree_cache.inc_lock_ref(node)
+        try:
+            if tokens > prefix:
+                slots = alloc_token_slots(s.tree_cache, tokens - prefix)
+            if s.req_to_token_pool.alloc([req]) is None:
+                raise RuntimeError("no free request slot")
+            row = req.req_pool_idx
+            s.req_to_token_pool.write((row, slice(0, prefix)), req.prefix_indices.to(torch.int32))
+            s.req_to_token_pool.write((row, slice(prefix, tokens)), slots.to(torch.int32))
+            w.loaded = self._copied_back(w.copy, prefix, slots)
+            req.kv = ReqKvInfo(kv_allocated_len=tokens, swa_evicted_seqlen=0)
+            req.kv_committed_len = tokens
+        except BaseException:
+            if len(slots):
+                s.token_to_kv_pool_allocator.free(slots)
+            if req.req_pool_idx is not None:
+                s.req_to_token_pool.free(req)
+            s.tree_cache.dec_lock_ref(node)
+            _forget_device(req)
+            raise
 
-    def _loaded(self, copy: HostCopy, prefix: int, slots: torch.Tensor) -> bool:
+    def _copied_back(self, copy: HostCopy, prefix: int, slots: torch.Tensor) -> bool:
         if not copy.ok:
             return False
         try:
@@ -170,35 +188,50 @@ class SwapLine:
             return False
         return True
 
-    def _agreed(self, fine: bool) -> bool:
-        """Whether it is fine on all tensor-parallel ranks, which are all here now."""
-        s = self._scheduler
-        if s.ps.tp_size == 1:
-            return fine
-        vote = torch.tensor([int(fine)])
-        torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MIN, group=s.tp_cpu_group)
-        return bool(vote.item())
+    def votes(self) -> bool:
+        """Whether some on their way back are not known to have come well on all ranks."""
+        return any(not w.agreed for w in self.arriving)
 
-    def ready(self, now: bool) -> ScheduleBatch | None:
-        """Those whose KV should be back, as a batch to decode; with `now`, all: the device waits for the rest."""
-        back = [w for w in self.arriving if now or w.ready <= self._planning]
-        if not back:
-            return None
-        self.arriving = [w for w in self.arriving if w not in back]
+    def vote(self) -> None:
+        """Ask all tensor-parallel ranks, who are all here now, whether their copies back are fine."""
+        s = self._scheduler
+        pending = [w for w in self.arriving if not w.agreed]
+        fine = torch.tensor([int(all(w.loaded for w in pending))])
+        torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN, group=s.tp_cpu_group)
+        for w in pending:
+            w.agreed, w.loaded = True, bool(fine.item())
+            if not w.loaded:
+                self._unusable(w)
+
+    def _unusable(self, w: Swapped) -> None:
+        """An arriving request whose copy failed: it is computed again."""
+        self.failed += 1
+        logger.warning("sglang-slo: the copy of request %s cannot be used: recompute", w.req.rid)
+        self.pool.fence(w.copy)
+        self.arriving.remove(w)
+        release_kv_cache(w.req, self._scheduler.tree_cache, is_insert=False)
+        self._recompute(w)
+
+    def ready(self, now: bool) -> list[Swapped]:
+        """Those whose KV should be back; with `now`, all: the device waits for the rest."""
+        return [w for w in self.arriving if w.agreed and (now or w.ready <= self._planning)]
+
+    def landed(self, back: list[Swapped]) -> None:
+        """They are in the running batch; device work from now on waits for their copies."""
         for w in back:
+            self.arriving.remove(w)
+            w.req.is_retracted = False
             self.pool.fence(w.copy)
             self.pool.drop(w.copy)
-            w.req.is_retracted = False
-        return decode_batch(self._scheduler, [w.req for w in back])
 
     # -- ends
 
     def cancel_arrivals(self) -> None:
         """Those on their way back stay on the host: their device KV is free again."""
-        for w in self.arriving:
+        for w in list(self.arriving):
             self._withdraw(w)
+            self.arriving.remove(w)
             self.out.append(w)
-        self.arriving = []
 
     def forget(self) -> None:
         """The copies are worth nothing any more (new weights): everyone is computed again."""
@@ -208,8 +241,9 @@ class SwapLine:
 
     def abort(self, rid: str, everyone: bool) -> None:
         """End the requests whose id begins with `rid`; host and device memory are given back."""
-        gone = [w for w in [*self.out, *self.arriving] if everyone or w.req.rid.startswith(rid)]
-        for w in gone:
+        for w in [*self.out, *self.arriving]:
+            if not (everyone or w.req.rid.startswith(rid)):
+                continue
             if w in self.arriving:
                 self._withdraw(w)
                 self.arriving.remove(w)
@@ -225,10 +259,10 @@ class SwapLine:
 
     def _recompute(self, w: Swapped) -> None:
         """Into the queue, as if its KV had been thrown away when it was preempted."""
-        self.pool.drop(w.copy)
         w.req.reset_for_retract()
         w.req.retraction_count -= 1  # counted when it left
-        self._scheduler.slo_preempt.requeue(w.req)
+        self._scheduler.slo_preempt.leaving.append(w.req)
+        self.pool.drop(w.copy)
 
     # -- state
 
@@ -252,18 +286,3 @@ def _forget_device(req: Req) -> None:
     req.kv, req.kv_committed_len = None, 0
     req.last_node, req.cache_protected_len = None, 0
     req.prefix_indices = torch.empty((0,), dtype=torch.int64)
-
-
-def decode_batch(scheduler: SloScheduler, reqs: list[Req]) -> ScheduleBatch:
-    """A batch of requests whose KV is on the device up to their last token, ready to decode."""
-    batch = scheduler._build_hisparse_decode_batch(reqs)
-    batch.multimodal_inputs = [req.multimodal_inputs for req in reqs]
-    if batch.return_logprob:
-        batch.top_logprobs_nums = [req.logprob.top_logprobs_num for req in reqs]
-        batch.token_ids_logprobs = [req.logprob.token_ids_logprob for req in reqs]
-    return batch
-
-
-def iteration_s(scheduler: SloScheduler, reqs: list[Req]) -> float:
-    """Predicted seconds of an iteration that decodes `reqs`."""
-    return scheduler.slo_model.iteration_s(decode_shape(len(reqs), sum(req.seqlen for req in reqs)))

@@ -28,6 +28,8 @@ class Tick:
     revised: bool = False  # whether there are live ones among them
     confidence: float = 0.9  # of length bounds, at the present load
     swap: tuple[float, float] | None = None  # (overhead s, bytes per s) of swap transfers, newly measured
+    vote: bool = False  # whether the ranks are to tell each other now if their copies from the host came well
+    lengths_trusted: bool = False  # whether predicted lengths have beaten the marginal on finished requests
 
 
 @dataclass(frozen=True, kw_only=True)

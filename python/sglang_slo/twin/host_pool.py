@@ -25,9 +25,9 @@ class VirtualHostPool:
         self._engine = engine
         self._link_free_s = 0.0
 
-    def room_for(self, tokens: int) -> bool:
+    def largest_room(self) -> int:
         """See HostPool."""
-        return self.used_tokens + tokens <= self.capacity_tokens
+        return self.capacity_tokens - self.used_tokens
 
     def save(self, slots: torch.Tensor) -> HostCopy:
         """See HostPool."""

@@ -1,0 +1,137 @@
+"""The KV pool of one iteration as plain data: what is free, who holds what, who could leave, who is on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from sglang_slo.core.kv.ledger import ForecastLedger, FullLedger, Ledger, Need, StockLedger
+from sglang_slo.core.table import RequestTable
+
+NOBODY = np.zeros(0, np.int64)
+RELIEF_ITERATIONS = 32  # room that victims make for those who stay: the next pressure is so far away at least
+
+
+def _nobody() -> np.ndarray:
+    return NOBODY
+
+
+@dataclass(frozen=True)
+class Leavers:
+    """What preemption could do with each decoding request; arrays of n, in the order of the running batch. Tokens."""
+
+    allowed: np.ndarray  # bool: may leave at all now
+    freed_tokens: np.ndarray  # int: KV that is free or evictable once it has left
+    kv_tokens: np.ndarray  # int: KV computed for it
+    shared_tokens: np.ndarray  # int: of that, leading tokens that others hold too and that stay
+    cached_tokens: np.ndarray  # int: of that, leading tokens that are in the radix tree already
+    may_keep: np.ndarray  # bool: its KV may go into the radix tree
+    may_swap: np.ndarray  # bool: its KV may go to the host
+    may_recompute: np.ndarray  # bool: its KV may be thrown away
+
+    def without(self, positions: np.ndarray) -> Leavers:
+        """Those who are left once the ones at `positions` are gone."""
+        return Leavers(*(np.delete(getattr(self, name), positions) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class HostKv:
+    """KV in host memory. `rows` int[k] are out there, `tokens` int[k] each; those that left just now are not among them."""
+
+    rows: np.ndarray = field(default_factory=_nobody)
+    tokens: np.ndarray = field(default_factory=_nobody)
+    room_tokens: int = 0  # the largest copy that could be saved now
+    hides: bool = False  # whether copies move beside compute
+    on: bool = False
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The device's pool. `rule`: forecast, full or stock (`--slo-kv`); `near`, `far`: iterations of look-ahead."""
+
+    table: RequestTable
+    decoding: np.ndarray  # int[n] rows of the running batch, in its order
+    capacity_tokens: int
+    free_tokens: int  # free and evictable
+    leaving_tokens: int = 0  # free as soon as they are copied out
+    reserve_tokens: int = 0
+    arrival_reserve_tokens: int = 0  # left by the infeasible for arrivals that can be kept
+    waiting: np.ndarray = field(default_factory=_nobody)  # int[m] rows that still have prefill to do
+    arriving: np.ndarray = field(default_factory=_nobody)  # rows that hold KV for their return from the host
+    chunked: int = -1  # the row whose prefill was cut last iteration
+    rule: str = "forecast"
+    near: int = 100
+    far: int = 1000
+    stock_ratio: float = 1.0
+    look_up_leavers: Callable[[], Leavers] | None = None
+    host: HostKv = field(default_factory=HostKv)
+
+    @cached_property
+    def leavers(self) -> Leavers:
+        """Looked up only where KV is short: it walks the radix tree."""
+        assert self.look_up_leavers is not None
+        return self.look_up_leavers()
+
+    def without(self, positions: np.ndarray) -> Pool:
+        """The pool once the decoding requests at `positions` have left."""
+        leavers = self.leavers
+        rest = leavers.without(positions)
+        return replace(
+            self,
+            decoding=np.delete(self.decoding, positions),
+            free_tokens=self.free_tokens + int(leavers.freed_tokens[positions].sum()),
+            look_up_leavers=lambda: rest,
+        )
+
+    @cached_property
+    def overdraft_tokens(self) -> int:
+        """KV beyond the ledger's limit that one whose deadline is near may have: room that can be made by then.
+
+        The reserve, and what those that decode may grow by only after `RELIEF_ITERATIONS`: if KV is short then, victims
+        are found then.
+        """
+        if self.rule == "stock":
+            return 0
+        if self.rule == "full":
+            return self.reserve_tokens
+        growth = np.minimum(self.table.remaining_tokens[self.decoding], self.near)
+        return self.reserve_tokens + int(np.maximum(growth - RELIEF_ITERATIONS, 0).sum())
+
+    def need(self, row: int, tokens: int, **how: int) -> Need:
+        """What `row` would need if it brought so many tokens at once."""
+        table, rows = self.table, np.array([row])
+        remaining = int(table.remaining_tokens[row])
+        if self.rule == "stock":
+            remaining = int(table.declared_tokens[row] - table.output_tokens[row])
+        declared = int(table.declared_remaining(rows)[0]) if table.non_preemptible(rows)[0] else 0
+        return Need(tokens, remaining, declared, **how)  # type: ignore[arg-type]
+
+    def ledger(self) -> Ledger:
+        """Admission beside those who hold KV now."""
+        table, rows = self.table, self.decoding
+        if self.rule == "stock":
+            left = table.declared_tokens[rows] - table.output_tokens[rows]
+            return StockLedger(self.free_tokens, left, self.stock_ratio)
+        rows = np.append(rows, self.arriving)
+        now = int(table.held_tokens(rows).sum())
+        if self.chunked >= 0:
+            rows = np.append(rows, self.chunked)
+            now += int(table.history_tokens[self.chunked] - table.shared_tokens[self.chunked])
+        shared = max(self.capacity_tokens - self.free_tokens - now, 0)
+        held, remaining = table.held_tokens(rows), table.remaining_tokens[rows]
+        if self.rule == "full":
+            return FullLedger(held, remaining, shared, self.capacity_tokens, self.reserve_tokens)
+        return ForecastLedger(
+            held,
+            remaining,
+            shared,
+            self.capacity_tokens,
+            self.reserve_tokens,
+            near=self.near,
+            far=self.far,
+            final=table.non_preemptible(rows),
+            declared=table.declared_remaining(rows),
+        )

@@ -1,0 +1,56 @@
+"""Who comes back from host memory to the device, and on which terms (CacheOPT C5).
+
+A request on the host needs no prefill, only room. One that can still keep its promise comes back as soon as the near
+forecast has room for it, if none that waits for prefill has a nearer deadline; one that cannot comes back when the far
+forecast has room for it, as it would otherwise be the next to leave again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sglang_slo.core.kv.ledger import Ledger
+from sglang_slo.core.kv.pool import Pool
+
+
+def returns(
+    pool: Pool,
+    ledger: Ledger,
+    free_tokens: int,
+    slots: int,
+    nearest_deadline_s: float,
+    overdue: int,
+    blocked: bool,
+    base_s: float,
+) -> list[int]:
+    """Rows that begin to return now, most urgent first.
+
+    `ledger`, `free_tokens`, `slots`: what this iteration's newcomers left. `nearest_deadline_s`: of the feasible who wait
+    for prefill and were refused; inf: none was. `overdue`: the row that nobody overtakes any more, -1: none;
+    `blocked`: it waits for room itself.
+    """
+    table, host = pool.table, pool.host
+    back: list[int] = []
+    deadline = np.where(table.deadline_s[host.rows] >= base_s, table.deadline_s[host.rows], math.inf)
+    order = np.lexsort((table.seq[host.rows], deadline, host.rows != overdue))
+    for place in order.tolist():
+        row, tokens = int(host.rows[place]), int(host.tokens[place])
+        feasible = math.isfinite(deadline[place])
+        first = row == overdue
+        if slots <= 0 or (blocked and not first) or (feasible and deadline[place] > nearest_deadline_s):
+            break
+        charge = tokens + 1 - int(table.shared_tokens[row])
+        need = pool.need(
+            row,
+            charge,
+            far=not (feasible or first),
+            keep_free=0 if feasible or first else pool.arrival_reserve_tokens,
+        )
+        if charge > free_tokens or not ledger.admits(need):
+            break
+        back.append(row)
+        free_tokens -= charge
+        slots -= 1
+    return back
