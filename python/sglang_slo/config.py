@@ -85,7 +85,7 @@ class SloConfig:
         0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0
     )
     lost_wait_s: float | None = _setting(
-        None,
+        600.0,
         "after so long without a token, one that cannot meet its limit is not overtaken any more, s; none: it keeps its "
         "share of tokens, and waits until the forecast has room for it",
         low=0,
@@ -103,7 +103,7 @@ class SloConfig:
         low=1,
     )
     return_lookahead_tokens: int = _setting(
-        1000,
+        300,
         "output per request that KV admission looks ahead before it lets in one that cannot meet its limit, tokens",
         low=1,
     )
@@ -117,7 +117,7 @@ class SloConfig:
         "as much of it as these asked for in the last 30 s",
         low=0,
     )
-    max_preemptions: int = _setting(3, "no request is preempted more often than this", low=0)
+    max_preemptions: int = _setting(16, "no request is preempted more often than this", low=0)
     host_kv_gb: float = _setting(0.0, "host memory for swapped KV, GB (0: no swap)", low=0)
     # -- files
     profile: str | None = _setting(

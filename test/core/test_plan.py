@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
-from sglang_slo.core.ordering import LostLine
-from sglang_slo.core.plan import HOLD_UP_S, TURN_S, IterationPlan, Planner
-from sglang_slo.core.reservation import ForecastLedger
+from sglang_slo.core.kv.pool import Leavers, Pool
+from sglang_slo.core.ordering import FairShareQueue
+from sglang_slo.core.plan import IterationPlan, Planner
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
 from sglang_slo.core.view import View
@@ -39,6 +39,8 @@ class Device:
         self.cut = -1
         self.worst_gap_share = 0.0
         self.reserve = self.kept = 0  # for arrivals, for what the forecast misses
+        self.preempts = False
+        self.left: list[int] = []  # victims, in order
 
     def arrive(self, slo: Slo, prompt: int, output: int = 4) -> int:
         row = self.table.add(slo, self.now, prompt, output)
@@ -49,31 +51,48 @@ class Device:
     def view(self) -> View:
         table, running = self.table, np.array(self.running, np.int64)
         cut = [self.cut] if self.cut >= 0 else []
-        rows = np.concatenate([running, np.array(cut, np.int64)])
         used = int(table.context_tokens(running).sum() + table.history_tokens[np.array(cut, np.int64)].sum())
+        waiting = np.array(self.waiting, np.int64)
         return View(
             table=table,
-            decoding=running,
-            waiting=np.array(self.waiting, np.int64),
+            waiting=waiting,
             may_sit_out=True,
-            chunked=self.cut,
             base_s=self.now,
             model=self.model,
-            ledger=ForecastLedger(
-                table.held_tokens(rows), table.remaining_tokens[rows], 0, self.capacity, self.kept
+            pool=Pool(
+                table=table,
+                decoding=running,
+                capacity_tokens=self.capacity,
+                free_tokens=self.capacity - used,
+                reserve_tokens=self.kept,
+                arrival_reserve_tokens=self.reserve,
+                waiting=waiting,
+                chunked=self.cut,
+                near=1 << 30,
+                far=1 << 30,
+                look_up_leavers=self.leavers,
             ),
-            critical_tokens=self.kept,
-            free_tokens=self.capacity - used,
-            arrival_reserve_tokens=self.reserve,
-            capacity_tokens=self.capacity,
             request_slots=1000,
             most_chunk_tokens=8192,
             tightest_ttft_s=0.5,
         )
 
+    def leavers(self) -> Leavers:
+        """Everyone may leave, if only to be computed again."""
+        running = np.array(self.running, np.int64)
+        held, yes = self.table.context_tokens(running), np.ones(len(running), bool)
+        nothing = np.zeros(len(running), np.int64)
+        return Leavers(yes & self.preempts, held, held, nothing, nothing, ~yes, ~yes, yes)
+
     def step(self) -> IterationPlan:
         plan = self.planner.plan(self.view())
         table = self.table
+        for row, _ in plan.victims:
+            self.running.remove(row)
+            self.waiting.append(row)
+            table.history_tokens[row] = 0
+            table.deadline_s[row] = table.back_by_s(row)
+            self.left.append(row)
         decoding = [] if plan.prefill and not plan.mixed else self._decoding(plan)
         self.now += plan.predicted_s if (plan.prefill or decoding) else 0.001
         for row, tokens in plan.prefill:
@@ -100,7 +119,8 @@ class Device:
         if gap:
             share = (self.now - table.last_token_s[row]) / table.tbt_s[row]
             self.worst_gap_share = max(self.worst_gap_share, share)
-        table.last_token_s[row] = self.now
+            table.lost[row] |= share > 1
+        table.last_token_s[row] = table.token_s[row] = table.since_s[row] = self.now
         table.output_tokens[row] += 1
         table.remaining_tokens[row] -= 1
         if table.output_tokens[row] >= self.output[row]:
@@ -242,47 +262,119 @@ def test_only_the_critical_may_have_the_reserve() -> None:
     assert [row for row, _ in device.planner.plan(device.view()).prefill] == [hasty]
 
 
-def test_the_reserve_for_arrivals_keeps_the_lost_out_no_longer_than_until_their_turn() -> None:
-    device = Device(capacity=10_000)
-    device.reserve = 9000
-    device.arrive(CHAT, 500, 1000)
-    device.step()
-    lost = device.arrive(Slo(), 1000, 500)
-    while lost not in device.first and device.now < 2 * TURN_S:
-        device.table.output_tokens[device.running] = 1  # it never ends
-        device.step()
-    assert TURN_S <= device.first[lost] < TURN_S + 0.1
-
-
 def test_however_many_lost_ones_kv_turns_away_newcomers_get_in() -> None:
     device = Device(SloConfig(lost_share=0.9), capacity=8500)
     long = device.arrive(CHAT, 5000, 3000)
     while long not in device.first:
         device.step()
     lost = [device.arrive(Slo(), 3000, 1000) for _ in range(40)]
-    device.planner.lost = LostLine(0.9, cap_tokens=1e6, credit_tokens=1e6)  # all have earned a turn
+    device.planner.share = FairShareQueue(0.9, cap_tokens=1e6, credit_tokens=1e6)  # all have earned a turn
     hasty = device.arrive(CHAT, 500, 10)
     plan = device.planner.plan(device.view())
     assert [row for row, _ in plan.prefill] == [hasty]
     assert not set(lost) & {row for row, _ in plan.prefill}
 
 
-@pytest.mark.parametrize("small", [CHAT, Slo()], ids=["in a hurry", "not"])
-def test_newcomers_overtake_one_that_kv_has_no_room_for_only_so_long(small: Slo) -> None:
-    """A lost request that fits only into an empty pool; small ones keep coming and would fill it."""
-    device = Device(capacity=10_000)
-    large, told = None, False
-    while device.now < 2 * HOLD_UP_S and large not in device.first:
+@pytest.mark.parametrize("small", [CHAT, Slo()], ids=["feasible", "best effort"])
+def test_newcomers_overtake_one_that_kv_has_no_room_for_only_as_long_as_the_setting_says(small: Slo) -> None:
+    """An infeasible request that fits only into an empty pool; small ones keep coming and would fill it."""
+    limit_s = 20.0
+    device = Device(SloConfig(lost_wait_s=limit_s), capacity=10_000)
+    large = None
+    while device.now < 4 * limit_s and large not in device.first:
         while len(device.waiting) + len(device.running) < 8:
             device.arrive(small, 1000, 40)
         if large is None and device.now > 1:
             large = device.arrive(Slo(), 8000, 1000)
             arrived = device.now
-        plan = device.step()
-        told |= device.planner.held_up_by == large
-        assert device.planner.held_up_by not in [row for row, _ in plan.prefill]  # it is in
-    assert device.first[large] - arrived < HOLD_UP_S + 5
-    assert told and device.planner.held_up_by == -1
+        device.step()
+    assert device.first[large] - arrived < limit_s + 5
+
+
+def test_without_that_setting_it_waits_for_a_lull() -> None:
+    device = Device(capacity=10_000)
+    large = device.arrive(Slo(), 8000, 1000)
+    while device.now < 30:
+        while len(device.waiting) + len(device.running) < 8:
+            device.arrive(CHAT, 1000, 40)
+        device.step()
+    assert large not in device.first
+    while device.now < 60 and large not in device.first:
+        device.step()
+    assert large in device.first
+
+
+def _short_of_kv(*held: int) -> tuple[Device, list[int]]:
+    """Requests with so many tokens each and hardly any room left."""
+    device = Device(capacity=sum(held) + len(held))
+    device.preempts = True
+    rows = [device.arrive(CHAT, tokens, 4000) for tokens in held]
+    for row in rows:
+        device.waiting.remove(row)
+        device.running.append(row)
+        device.table.history_tokens[row] = device.table.prompt_tokens[row]
+        device.table.output_tokens[row] = 1
+        device.table.last_token_s[row] = device.table.first_token_s[row] = device.now
+    return device, rows
+
+
+def test_where_kv_runs_short_the_one_that_holds_most_leaves() -> None:
+    device, rows = _short_of_kv(500, 3000, 800)
+    plan = device.step()
+    assert [row for row, _ in plan.victims] == [rows[1]]
+    assert rows[1] in device.waiting and device.running == [rows[0], rows[2]]
+
+
+def test_one_that_has_missed_its_promise_leaves_before_any_that_has_not() -> None:
+    device, rows = _short_of_kv(500, 3000, 800)
+    device.table.lost[rows[0]] = True
+    assert [row for row, _ in device.step().victims] == [rows[0]]
+
+
+def test_less_important_ones_are_given_up_first() -> None:
+    device, rows = _short_of_kv(500, 3000, 800)
+    device.table.importance[rows] = [1, 1, 0]
+    assert [row for row, _ in device.step().victims] == [rows[2]]
+
+
+def _newcomer(device: Device, prompt: int, waited_s: float) -> int:
+    row = device.arrive(Slo(5.0, 0.05), prompt, 20)
+    device.table.deadline_s[row] -= waited_s
+    return row
+
+
+def test_a_newcomer_that_can_wait_displaces_nobody() -> None:
+    device, _ = _short_of_kv(500, 3000, 800)
+    device.capacity += 40
+    _newcomer(device, 600, waited_s=0.0)
+    device.planner.plan(device.view())
+    assert not device.planner.plan(device.view()).victims
+
+
+def test_one_whose_deadline_is_near_displaces_one_that_holds_much_more_and_enters_at_once() -> None:
+    device, rows = _short_of_kv(500, 3000, 800)
+    device.capacity += 100
+    row = _newcomer(device, 600, waited_s=3.0)
+    plan = device.planner.plan(device.view())
+    assert [victim for victim, _ in plan.victims] == [rows[1]]
+    assert [taken for taken, _ in plan.prefill] == [row]
+
+
+def test_nobody_is_displaced_by_one_that_needs_nearly_as_much() -> None:
+    device, _ = _short_of_kv(500, 800, 800)
+    device.capacity += 100
+    _newcomer(device, 600, waited_s=3.0)
+    assert not device.planner.plan(device.view()).victims
+
+
+def test_any_number_that_have_nothing_to_lose_leave_for_a_newcomer() -> None:
+    device, rows = _short_of_kv(300, 300, 300, 300)
+    device.capacity += 100
+    device.table.lost[rows[:3]] = True
+    row = _newcomer(device, 600, waited_s=3.0)
+    plan = device.planner.plan(device.view())
+    assert {victim for victim, _ in plan.victims} <= set(rows[:3]) and len(plan.victims) >= 2
+    assert [taken for taken, _ in plan.prefill] == [row]
 
 
 def test_what_may_not_be_set_aside_goes_on_first() -> None:

@@ -97,7 +97,7 @@ def costs(
 
 def preempt_mode(costs: Costs, asked: str) -> PreemptMode:
     """The cheapest mode that `asked` allows: auto, keep, swap or recompute. One that is not possible (inf) gives way to
-    the cheapest that is.
+    computing again, or to the cheapest that is possible.
 
     At equal cost, recompute before keep before swap: it leaves the least behind.
     """
@@ -106,8 +106,10 @@ def preempt_mode(costs: Costs, asked: str) -> PreemptMode:
         PreemptMode.KEEP: costs.keep_s,
         PreemptMode.SWAP: costs.swap_s,
     }
-    if asked in ("keep", "swap", "recompute") and seconds[PreemptMode(asked)] < math.inf:
-        return PreemptMode(asked)
+    if asked != "auto":
+        for mode in (PreemptMode(asked), PreemptMode.RECOMPUTE):
+            if seconds[mode] < math.inf:
+                return mode
     return min(seconds, key=lambda mode: seconds[mode])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_slo.core.arrival_reserve import WINDOW_S, ArrivalReserve
+from sglang_slo.core.kv.arrival_reserve import WINDOW_S, ArrivalReserve
 
 
 def test_without_arrivals_nothing_is_held_back() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_slo.core.reserve import HORIZON, LATEST, Reserve
+from sglang_slo.core.kv.reserve import HORIZON, LATEST, Reserve
 
 CAPACITY = 10_000
 
