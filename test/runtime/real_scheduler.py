@@ -47,6 +47,7 @@ class Run:
 
     tokens: dict[str, list[int]] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    reqs: dict[str, Any] = field(default_factory=dict)  # SGLang's own objects of those that finished
     scheduler: Any = None
 
     @property
@@ -55,24 +56,28 @@ class Run:
         return dict(self.scheduler.slo_preempt.counts)
 
 
-def request(rid: str, prompt: list[int], output: int, **params: Any) -> TokenizedGenerateReqInput:
-    """A request for exactly `output` greedy tokens."""
-    sampling = SamplingParams(max_new_tokens=output, temperature=0.0, ignore_eos=True, **params)
+def request(
+    rid: str, prompt: list[int], output: int, wants: dict[str, Any] | None = None, **params: Any
+) -> TokenizedGenerateReqInput:
+    """A request for exactly `output` greedy tokens. `wants`: fields of the request, `params`: of its sampling."""
+    least = params.pop("min_new_tokens", 0)
+    sampling = SamplingParams(**{"max_new_tokens": output, "temperature": 0.0, "ignore_eos": True, **params})
     sampling.normalize(None)
+    sampling.min_new_tokens = least  # SGLang checks it against a tokenizer, which there is none of here
+    fields: dict[str, Any] = {
+        "input_text": None,
+        "input_embeds": None,
+        "mm_inputs": None,
+        "token_type_ids": None,
+        "return_logprob": False,
+        "logprob_start_len": -1,
+        "top_logprobs_num": 0,
+        "token_ids_logprob": None,
+        "stream": True,
+        "time_stats": APIServerReqTimeStats(),
+    }
     return TokenizedGenerateReqInput(
-        rid=rid,
-        input_text=None,
-        input_ids=array("q", prompt),
-        input_embeds=None,
-        mm_inputs=None,
-        token_type_ids=None,
-        sampling_params=sampling,
-        return_logprob=False,
-        logprob_start_len=-1,
-        top_logprobs_num=0,
-        token_ids_logprob=None,
-        stream=True,
-        time_stats=APIServerReqTimeStats(),
+        rid=rid, input_ids=array("q", prompt), sampling_params=sampling, **{**fields, **(wants or {})}
     )
 
 
@@ -108,9 +113,12 @@ class _Ends:
                 self.run.aborted.append(req.rid)
             else:
                 self.run.tokens[req.rid] = list(req.output_ids)
+                self.run.reqs[req.rid] = req
 
 
-def run(script: Script, expected: int, argv: list[str], folder: Path, slo: bool = True) -> Run:
+def run(
+    script: Script, expected: int, argv: list[str], folder: Path, slo: bool = True, tokenizer: Any = None
+) -> Run:
     """Run until `expected` requests have ended. `argv`: SGLang's flags and ours."""
     result = Run()
     ends = _Ends(result, script, expected)
@@ -129,6 +137,8 @@ def run(script: Script, expected: int, argv: list[str], folder: Path, slo: bool 
     cls = type("Scripted" + base.__name__, (base,), {"init_ipc_channels": channels})
     with _environment(argv, folder) as args:
         result.scheduler = cls(args, PortArgs.init_new(args), 0, 0, 0, 0, 0, 0, None)
+        if tokenizer is not None:
+            result.scheduler.tokenizer = tokenizer
         with torch.inference_mode():
             result.scheduler.run_event_loop()
     return result

@@ -15,11 +15,12 @@ MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is le
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which terms a newcomer may take KV: see `ledger.Need`."""
+    """On which terms a newcomer may take KV: see `ledger.Need`. `whole`: if it may not be cut, it may pass the time."""
 
     far: bool = False
     keep_free: int = 0
     overdraft: int = 0
+    whole: bool = False
 
 
 class Filling:
@@ -52,6 +53,10 @@ class Filling:
         context = int(table.prompt_tokens[row] + table.output_tokens[row])
         rest = max(context - history, 1)
         tokens = min(rest, self._fits(history))
+        if not table.cuttable[row] and tokens < (all_at_once := min(rest, view.most_chunk_tokens)):
+            if self.prefill or not (terms.whole or len(view.decoding) == 0):
+                return False  # another iteration's; the time of this one is for others
+            tokens = all_at_once
         if tokens <= 0 or (tokens < min(rest, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
             self.out_of_time = not self.prefill

@@ -6,44 +6,75 @@ that seldom comes costs more than an early victim now and then.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 SLOT_S = 5.0
 SLOTS = 24  # two minutes
+LIMIT_MEMORY_S = 60.0  # how long an arrival's limit counts among the recent ones
+MOST_LIMITS = 256
 
 
 class LoadMeter:
-    """Load = arrivals per second / capacity; capacity = the most requests finished in a slot of the last two minutes."""
+    """Load = arrivals per second / capacity; capacity = the most requests finished in a slot in which others waited.
+
+    Only then does what is finished say what can be finished: where nobody has waited for two minutes, load is 0.
+    """
 
     def __init__(self) -> None:
-        self._slots: deque[list[float]] = deque([[0, 0]], maxlen=SLOTS)
+        # of each slot: arrived, finished, looks, looks that found somebody waiting
+        self._slots: deque[list[int]] = deque([[0, 0, 0, 0]], maxlen=SLOTS)
         self._start_s: float | None = None
         self._known: tuple[float, float] | None = None  # (arrivals a slot, capacity) of the full slots
 
-    def count(self, now_s: float, arrived: int, finished: int) -> None:
-        """Note what arrived and finished since the last call."""
+    def count(self, now_s: float, arrived: int, finished: int, waiting: int = 0) -> None:
+        """Note what arrived and finished since the last call, and how many wait now."""
         if self._start_s is None:
             self._start_s = now_s
         behind = int(min((now_s - self._start_s) / SLOT_S, SLOTS))
         for _ in range(behind):
-            self._slots.append([0, 0])
+            self._slots.append([0, 0, 0, 0])
             self._known = None
         self._start_s = now_s if behind >= SLOTS else self._start_s + behind * SLOT_S
-        self._slots[-1][0] += arrived
-        self._slots[-1][1] += finished
+        slot = self._slots[-1]
+        slot[0] += arrived
+        slot[1] += finished
+        slot[2] += 1
+        slot[3] += waiting > 0
 
     def load(self, waiting: int) -> float:
         """Arrivals over capacity; with an empty queue at most 1; NaN before anything finished."""
         arrivals, capacity = self._known or self._rates()
-        if capacity == 0:
-            return float("nan")
-        load = arrivals / capacity
+        if math.isnan(capacity):
+            return math.nan
+        load = arrivals / capacity if capacity else 0.0
         return load if waiting else min(load, 1.0)
 
     def _rates(self) -> tuple[float, float]:
         full = list(self._slots)[:-1]
         counted = full or list(self._slots)
-        rates = sum(arrived for arrived, _ in counted) / len(counted), max(done for _, done in counted)
+        arrivals = sum(slot[0] for slot in counted) / len(counted)
+        busy = [done for _, done, looks, waited in counted if 2 * waited >= max(looks, 1)]
+        capacity = float(max(busy, default=0))
+        if not any(slot[1] for slot in self._slots):
+            capacity = math.nan
         if full:  # these do not change until a slot is complete
-            self._known = rates
-        return rates
+            self._known = arrivals, capacity
+        return arrivals, capacity
+
+
+class RecentLimits:
+    """The tightest first-token limit among the arrivals of the last minute."""
+
+    def __init__(self) -> None:
+        self._limits: deque[tuple[float, float]] = deque(maxlen=MOST_LIMITS)  # (arrival, limit), s
+
+    def arrived(self, now_s: float, ttft_s: float) -> None:
+        """Note the limit of one that has just come."""
+        self._limits.append((now_s, ttft_s))
+
+    def tightest_s(self, now_s: float) -> float:
+        """The tightest recent limit, s; inf: there was none."""
+        while self._limits and self._limits[0][0] < now_s - LIMIT_MEMORY_S:
+            self._limits.popleft()
+        return min((limit for _, limit in self._limits), default=math.inf)

@@ -25,6 +25,7 @@ from sglang_slo.core.table import RequestTable
 MOORE_WINDOW = 512
 CRITICAL_SHARE = 0.5  # of a first-token limit, at most, is left to a critical request
 CRITICAL_S = 2.0  # is left, at most, to a critical request that comes back
+LONGEST_ITERATION_S = 2.0  # between two looks at their line; what is longer was idle
 RATE_MEMORY_S = 10.0  # how far back the rate of their line looks
 
 
@@ -110,11 +111,18 @@ class FairShareQueue:
     def account(self, now_s: float, own_tokens: int, all_tokens: int) -> None:
         """Note what an iteration at `now_s` prefilled for them, and in all: the rates that waits go by."""
         passed = max(now_s - self._seen_s, 0.0) if self._seen_s < math.inf else 0.0
+        passed = min(passed, LONGEST_ITERATION_S)
         self._seen_s = now_s
         keep = math.exp(-passed / RATE_MEMORY_S)
         self._elapsed_s = self._elapsed_s * keep + passed
         self._all_tokens = self._all_tokens * keep + all_tokens
         self._own_tokens = self._own_tokens * keep + own_tokens
+
+    def rest(self, iteration_s: float = 0.0) -> None:
+        """Nobody waits any more after an iteration of so long: the time until somebody does says nothing of the rate."""
+        if self._seen_s < math.inf:
+            self._elapsed_s += iteration_s
+        self._seen_s = math.inf
 
     def served(self, now_s: float) -> None:
         """The first of them got something, or none waits."""

@@ -149,6 +149,7 @@ class Planner:
     def _nobody_waits(self, base_s: float) -> None:
         self._prefilled_s = base_s
         self.share.earn(0, waiting=False)
+        self.share.rest()
         self.share.served(base_s)
 
     # -- one way through the iteration
@@ -276,9 +277,11 @@ class Planner:
                 continue  # they do not overtake one another
             if row == line.overdue or urgent <= place < urgent + line.urgent:
                 close = row == line.overdue or ordering.critical(view.table, row, view.model, view.base_s)
-                got_in = filling.add(row, Terms(overdraft=view.pool.overdraft_tokens if close else 0))
+                got_in = filling.add(
+                    row, Terms(overdraft=view.pool.overdraft_tokens if close else 0, whole=close)
+                )
             else:
-                got_in = filling.add(row, Terms(far=True, keep_free=keep_free))
+                got_in = filling.add(row, Terms(far=True, keep_free=keep_free, whole=promoted))
             if filling.full or (row == first and not got_in):
                 break
             refused_promoted |= promoted and not got_in
@@ -395,6 +398,8 @@ class Planner:
         self.share.earn(everything, len(ranking.infeasible) > 0)
         self.share.spend(own)
         self.share.account(view.base_s, own, everything)
+        if len(filling.prefill) == len(view.waiting) and not filling.full:
+            self.share.rest(view.model.iteration_s(filling.shape))
         if not len(ranking.infeasible) or int(ranking.infeasible[0]) in own_rows:
             self.share.served(view.base_s)
         if filling.prefill:

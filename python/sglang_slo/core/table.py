@@ -52,6 +52,7 @@ COLUMNS: dict[str, Any] = {
     "missed_gaps": np.int64,  # of these, longer than the limit
     "preemptions": np.int16,
     "mixable": np.bool_,  # may share an iteration with decodes (SGLang cannot mix log-probabilities)
+    "cuttable": np.bool_,  # its prefill may be done in pieces (SGLang keeps the hidden states of the last one only)
 }
 
 
@@ -89,6 +90,7 @@ class RequestTable:
     missed_gaps: np.ndarray
     preemptions: np.ndarray
     mixable: np.ndarray
+    cuttable: np.ndarray
 
     def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14) -> None:
         self._free = list(range(capacity))
@@ -120,6 +122,7 @@ class RequestTable:
         for name in ("last_token_s", "token_s", "first_token_s"):
             getattr(self, name)[row] = -math.inf
         self.mixable[row] = True
+        self.cuttable[row] = True
         self.log_quantiles[row] = declared_only(np.array([declared_tokens]))[0]
         self.promise(row, slo, arrival_s)
         return row

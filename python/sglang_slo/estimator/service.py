@@ -107,6 +107,8 @@ class LengthService:
         Whoever is still there is likelier to be a long one: what becomes of them calibrates nothing.
         """
         try:
+            if self.config.length == "none":
+                return declared_only(np.array([r.declared_max for r in requests]))
             if self._saved is not None and self.config.length == "xgboost":
                 return self._from_model(requests, rows_of(requests), self._saved)
             return self._without_model(requests)
@@ -120,6 +122,8 @@ class LengthService:
     @property
     def knowledge(self) -> tuple[int, int]:
         """Changes with every new model, and before the first one with every doubling of what has finished."""
+        if self.config.length == "none":
+            return 0, 0
         return self._source, 0 if self._saved is not None else self.history.doublings
 
     def finished(self, request: ArrivalFeatures, output_tokens: int) -> None:
@@ -226,6 +230,8 @@ class LengthService:
 
     def _finish(self, request: ArrivalFeatures, output_tokens: int) -> None:
         self._finished += 1
+        if self.config.length == "none":
+            return
         if request.source == self._source and request.raw is not None:
             self.calibration.add(request.raw, float(np.log(max(1, output_tokens))), request.issued)
         self.history.add(request.slo_class, request.caller, output_tokens)

@@ -11,6 +11,8 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
+from sglang_slo.runtime import features
+
 
 class PlannedAdder(PrefillAdder):
     """Admits planned requests with their planned tokens; only one request of a batch may be cut short."""
@@ -22,6 +24,7 @@ class PlannedAdder(PrefillAdder):
         running_batch, args = args[3], (*args[:3], None, *args[4:])
         super().__init__(*args, **kwargs)
         self.running_batch = running_batch
+        self._most_chunk_tokens = self.rem_chunk_tokens or 1 << 40
         self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
         self._planned, self._admitted = planned, admitted
 
@@ -43,6 +46,8 @@ class PlannedAdder(PrefillAdder):
         with self._lock_node(req.last_node):
             rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
             tokens = min(planned, rest)
+            if tokens < rest and not features.of(req).cut:  # less is cached than when it was planned
+                tokens = min(rest, max(planned, self._most_chunk_tokens))
             cut = tokens < rest
             # the prefix may have shrunk since it was planned: a second cut in one batch is not possible
             if cut and (has_chunked_req or self.new_chunked_req is not None):

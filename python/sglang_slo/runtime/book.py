@@ -18,14 +18,15 @@ from sglang.srt.managers.schedule_batch import Req
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
+from sglang_slo.core.load import RecentLimits
 from sglang_slo.core.ordering import deadline_order
 from sglang_slo.core.slo import GapRule, Slo
 from sglang_slo.core.table import RequestTable
+from sglang_slo.runtime import features
 
 # a request that never passed through the queue has no row
 Req.slo_row = -1
 
-RECENT_ARRIVALS = 256
 _row_of = attrgetter("slo_row")
 
 
@@ -63,34 +64,33 @@ class RequestBook:
         self.inflight: deque[Launch] = deque()
         self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back
         self._last_end_s = 0.0
-        self._recent_ttft_s: deque[float] = deque(maxlen=RECENT_ARRIVALS)
-        self.tightest_ttft_s = np.inf  # among the most recent arrivals that had a limit; inf: none had
+        self.recent_ttft = RecentLimits()
         self._version = 0  # changes with every row that is given or taken back
         self._known: deque[Seen] = deque(maxlen=3)  # the batches seen last
         self._queue: tuple[list[Req], np.ndarray] = ([], np.zeros(0, np.int64))
 
     # -- requests
 
-    def open(self, req: Req, slo: Slo, arrival_s: float, model: LatencyModel) -> int:
+    def open(self, req: Req, slo: Slo, arrival_s: float, model: LatencyModel, cached_tokens: int = 0) -> int:
         """Give `req` a row, or bring its row up to date if it comes back to the queue.
 
-        A limit that the hardware cannot keep even for this request alone is left out of the row (and so out of
-        every decision) and told on the request.
+        A limit that the hardware cannot keep even for this request alone, with `cached_tokens` of its prompt in the
+        cache, is left out of the row (and so out of every decision) and told on the request.
         """
         row = req.slo_row
         prompt = len(req.origin_input_ids)
         if row < 0:
-            limits, req.slo_unattainable = attainable(slo, prompt, model)
+            limits, req.slo_unattainable = attainable(slo, prompt, model, cached_tokens)
             declared = req.sampling_params.max_new_tokens
             row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
             self._due_for_the_end(row, model)
-            self.table.mixable[row] = not req.return_logprob and req.input_embeds is None
+            permits = features.of(req)
+            self.table.mixable[row], self.table.cuttable[row] = permits.mix, permits.cut
             req.slo, req.slo_row = slo, row
             self.reqs[row] = req
             self._changed()
             if limits.ttft_s < np.inf:
-                self._recent_ttft_s.append(limits.ttft_s)
-                self.tightest_ttft_s = min(self._recent_ttft_s)
+                self.recent_ttft.arrived(arrival_s, limits.ttft_s)
         self.table.output_tokens[row] = len(req.output_ids)
         return row
 
@@ -268,10 +268,13 @@ class RequestBook:
         return max(now_s, self.inflight[-1].end_s) if self.inflight else now_s
 
 
-def attainable(slo: Slo, prompt_tokens: int, model: LatencyModel) -> tuple[Slo, bool]:
-    """The limits that a lone request of this size could meet on this hardware; the others become none."""
+def attainable(slo: Slo, prompt_tokens: int, model: LatencyModel, cached_tokens: int = 0) -> tuple[Slo, bool]:
+    """The limits that a lone request of this size could meet on this hardware; the others become none.
+
+    `cached_tokens` of the prompt need not be computed.
+    """
     c = model.coefficients
-    alone_s = c.t0_extend + c.c_req + model.prefill_s(0, prompt_tokens)
+    alone_s = c.t0_extend + c.c_req + model.prefill_s(cached_tokens, max(prompt_tokens - cached_tokens, 1))
     decode_s = model.iteration_s(decode_shape(1, prompt_tokens))
     kept = replace(
         slo,

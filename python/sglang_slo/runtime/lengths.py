@@ -16,18 +16,23 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang_slo.config import SloConfig
 from sglang_slo.core.lengths import MAX_LENGTH_TOKENS, confidence_from_load
 from sglang_slo.core.load import LoadMeter
+from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.features import ArrivalFeatures
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.estimator.stream import Vocabulary
+from sglang_slo.runtime.limits import LimitError, slo_of
 
 MOST_REVISED = 512  # live requests predicted anew at once: a few milliseconds
+MOST_KNOWN = (
+    1 << 16
+)  # requests whose features wait for their end; an end that is never told costs no more than this
 
 
 class ArrivingLengths:
     """Between SGLang's requests and the `LengthService`. Never raises: the service answers with its next level."""
 
     def __init__(self, service: LengthService, low: float, high: float) -> None:
-        self.service = service
+        self.service, self._config = service, service.config
         self._low, self._high = low, high
         self._known: dict[str, ArrivalFeatures] = {}  # requests in the queue or running
         self._knowledge = service.knowledge
@@ -36,12 +41,14 @@ class ArrivingLengths:
 
     def predict(self, received: list[Any]) -> dict[str, list[float]]:
         """Log quantiles of the output length, by request id, of the generation requests among `received`."""
-        features = [features_of(r) for r in _generations(received)]
+        features = [features_of(r, self._config) for r in _generations(received)]
         if not features:
             return {}
         quantiles = self.service.predict(features).tolist()
         for f in features:
             self._known[f.rid] = f
+        while len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
         return {f.rid: q for f, q in zip(features, quantiles, strict=True)}
 
     def revised(self) -> dict[str, list[float]]:
@@ -57,7 +64,7 @@ class ArrivingLengths:
         """Confidence of length bounds at the present load; also lets the service look after its training."""
         self.service.poll(now_s)
         finished, self._finished = self._finished, 0
-        self._load.count(now_s, arrived, finished)
+        self._load.count(now_s, arrived, finished, waiting)
         return confidence_from_load(self._load.load(waiting), self._low, self._high)
 
     def for_log(self, rid: str) -> dict[str, Any]:
@@ -83,11 +90,9 @@ def _generations(received: list[Any]) -> Iterable[TokenizedGenerateReqInput]:
             yield from item
 
 
-def features_of(request: TokenizedGenerateReqInput) -> ArrivalFeatures:
-    """What is known of a request as it arrives."""
+def features_of(request: TokenizedGenerateReqInput, config: SloConfig) -> ArrivalFeatures:
+    """What is known of a request as it arrives. Its class is the one that it is judged and logged by."""
     params = request.sampling_params
-    custom = params.custom_params if isinstance(params.custom_params, dict) else {}
-    slo = custom.get("slo")
     stop = params.stop_strs or ()
     text = request.input_text if isinstance(request.input_text, str) else None
     return ArrivalFeatures(
@@ -96,7 +101,7 @@ def features_of(request: TokenizedGenerateReqInput) -> ArrivalFeatures:
         text=text,
         token_ids=None if text is not None else request.input_ids,
         prompt_tokens=len(request.input_ids) if request.input_ids is not None else None,
-        slo_class=str(slo.get("class", "default")) if isinstance(slo, dict) else "default",
+        slo_class=_class_of(params.custom_params, config),
         model=request.lora_id or "",
         caller=request.routing_key or request.extra_key or "",
         temperature=params.temperature,
@@ -107,6 +112,13 @@ def features_of(request: TokenizedGenerateReqInput) -> ArrivalFeatures:
         ignore_eos=params.ignore_eos,
         constrained=any((params.json_schema, params.regex, params.ebnf, params.structural_tag)),
     )
+
+
+def _class_of(custom_params: Any, config: SloConfig) -> str:
+    try:
+        return slo_of(custom_params, config).slo_class
+    except LimitError:  # served as best effort
+        return BEST_EFFORT.slo_class
 
 
 def length_folder(config: SloConfig, model_path: str, dp_rank: int | None) -> Path:

@@ -22,7 +22,7 @@ from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.pool import HostKv, Leavers
 from sglang_slo.core.kv.preemption import PreemptMode
 from sglang_slo.core.latency import LatencyModel, decode_shape
-from sglang_slo.runtime import batches
+from sglang_slo.runtime import batches, features
 from sglang_slo.runtime.swap import HostCopy, HostPool
 from sglang_slo.runtime.swap_line import SwapLine
 
@@ -63,20 +63,17 @@ class Preemptor:
     def may_leave(self, req: Req) -> bool:
         """Whether a running request can be a victim now.
 
-        Not one that was preempted often enough. Not one whose first token is in flight: it would lose it.
-        SGLang's penalties count the output only while it is decoded, so they would start anew; input
-        embeddings would, too.
+        Not one that was preempted often enough. Not one whose first token is in flight: it would lose it. Not one
+        with a feature that does not survive it (`features`).
         """
-        table, params = self._scheduler.slo_book.table, req.sampling_params
-        penalised = params.frequency_penalty or params.presence_penalty or params.min_new_tokens
+        table = self._scheduler.slo_book.table
         few = table.preemptions[req.slo_row] < self._scheduler.slo_config.max_preemptions
         ending = req.to_finish is not None
-        return bool(few and len(req.output_ids) and not ending and not penalised and req.input_embeds is None)
+        return bool(few and len(req.output_ids) and not ending and features.of(req).leave)
 
     def _may_swap(self, req: Req) -> bool:
         """Whether SGLang's own state of a request can be put together again for decoding."""
-        plain = req.multimodal_inputs is None and req.session is None
-        return self.line is not None and plain and not self._scheduler.enable_lora
+        return self.line is not None and features.of(req).swap and not self._scheduler.enable_lora
 
     def host(self) -> HostKv:
         """KV on the host, as planning sees it."""

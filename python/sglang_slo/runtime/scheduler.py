@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from sglang_slo.core.plan import IterationPlan, Planner
 from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.observe.observer import Observer
-from sglang_slo.runtime import batches
+from sglang_slo.runtime import batches, features, loads, penalties
 from sglang_slo.runtime.applier import Applier
 from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
@@ -35,6 +36,7 @@ from sglang_slo.runtime.plan_log import PlanLog
 from sglang_slo.runtime.preempt import Preemptor
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
+from sglang_slo.runtime.senders import naming
 from sglang_slo.runtime.shape import batch_shape, token_getters
 from sglang_slo.runtime.state import gauges
 from sglang_slo.runtime.swap import HostPool, make_host_pool
@@ -55,6 +57,7 @@ LOW_POOL_SHARE = 0.05  # with less of the pool free or evictable than this, noth
 OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
 LENGTHS_EVERY = 16  # iterations without arrivals between looks at the load and at how learning goes
 EVERYONE_DECODES = IterationPlan()  # the plan of an iteration in which there is nothing to decide
+MOST_ENDED = 1024  # measured ends of iterations that wait for a tick
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
 
 
@@ -88,7 +91,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_preempt = Preemptor(self, self.make_host_pool())
         self.slo_viewer, self.slo_applier = Viewer(self), Applier(self)
         self.slo_tick = Tick(clock.now(), confidence=self.slo_config.confidence_high)
-        self.slo_ended: list[tuple[int, float]] = []
+        # taken by ticks, which only the rank that broadcasts makes: on the others the oldest fall out
+        self.slo_ended: deque[tuple[int, float]] = deque(maxlen=MOST_ENDED)
         self.slo_plan: IterationPlan | None = None
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
@@ -104,6 +108,7 @@ class SloScheduler(stock.Scheduler):
             self.tree_cache, self.slo_book.table, most_pinned, self.slo_viewer.look_up_prefix
         )
         self.slo_book.closing = self.slo_pins.release
+        self.metrics_reporter.scheduler = loads.Counted(self)
         self._gauges = partial(gauges, self)
         self._plan_log = PlanLog(self.ps.tp_rank)
         self.slo_on = True
@@ -121,6 +126,16 @@ class SloScheduler(stock.Scheduler):
         return make_host_pool(kv_pool, self.slo_config.host_kv_gb, self.ps.tp_size)
 
     # -- in
+
+    def init_ipc_channels(self, *args: Any, **kwargs: Any) -> None:
+        """SGLang's channels, with every answer named after the worker that waits for it."""
+        super().init_ipc_channels(*args, **kwargs)
+        self.ipc_channels = naming(self.ipc_channels)
+
+    def init_load_inquirer(self) -> None:
+        """SGLang's counts of requests, with those that are in none of its own places."""
+        super().init_load_inquirer()
+        self.load_inquirer = loads.counted(self)
 
     def init_request_receiver(self) -> None:
         """SGLang's receiver, with ticks."""
@@ -149,7 +164,8 @@ class SloScheduler(stock.Scheduler):
 
     def _news(self, requests: list[Any]) -> Tick:
         now = clock.now()
-        ended, self.slo_ended = self.slo_ended, []
+        ended = list(self.slo_ended)
+        self.slo_ended.clear()
         lengths, quantiles, revised = self.slo_lengths, {}, {}
         confidence = self.slo_tick.confidence
         if lengths is not None and (requests or self.forward_ct % LENGTHS_EVERY == 0):
@@ -228,7 +244,8 @@ class SloScheduler(stock.Scheduler):
         sent_s = req.time_stats.created_time if told_s is None else told_s
         # all of these are the host's monotone clock; what comes from another host counts from now
         arrival_s = sent_s if 0 < sent_s <= now < sent_s + OLDEST_ARRIVAL_S else now
-        self.slo_book.open(req, slo, arrival_s, self.slo_model)
+        cached = self.slo_viewer.cached_tokens(req) if new else 0
+        self.slo_book.open(req, slo, arrival_s, self.slo_model, cached)
         quantiles = self.slo_tick.log_quantiles.get(req.rid)
         if new and quantiles is not None:
             self.slo_book.predicted(req.slo_row, quantiles, self.slo_tick.confidence)
@@ -401,15 +418,23 @@ class SloScheduler(stock.Scheduler):
 
     def _get_new_batch_prefill_raw(self, *args: Any, **kwargs: Any) -> tuple[Any, ScheduleBatch]:
         """SGLang's building of a prefill batch, with what it takes for granted of mixed ones made true."""
+        if self.slo_on:
+            with self._noting("penalties"):
+                penalties.own(kwargs["running_batch"] if "running_batch" in kwargs else args[1])
         batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
         if batch is not None and self.slo_on:
             with self._noting("prefixes of a mixed batch"):
                 batches.correct_prefixes(batch)
+            with self._noting("penalties"):
+                penalties.rebuild(batch, len(batch.reqs) - len(batch.decoding_reqs or ()))
         return batch, running_batch
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
         plan = self.slo_plan if self.slo_on else EVERYONE_DECODES
+        if self.slo_on:
+            with self._noting("penalties"):
+                penalties.own(batch)
         if plan is EVERYONE_DECODES:
             return super().update_running_batch(batch)
         with self._noting("room before decoding"):
@@ -455,7 +480,9 @@ class SloScheduler(stock.Scheduler):
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         """SGLang's processing, then the table's."""
+        again = features.prefilled_again(batch) if self.slo_on else []
         super().process_batch_result(batch, result)
+        features.drop_repeated(again)
         if self.slo_on:
             now = clock.now()
             if not self.slo_forward_blocks:

@@ -58,7 +58,7 @@ class Viewer:
             pool=self.pool(running_batch, decoding, waiting),
             request_slots=s.get_num_allocatable_reqs(len(running_batch.reqs)),
             most_chunk_tokens=s.chunked_prefill_size or 1 << 30,
-            tightest_ttft_s=book.tightest_ttft_s,
+            tightest_ttft_s=book.recent_ttft.tightest_s(s.slo_tick.now_s),
             lengths_trusted=s.slo_tick.lengths_trusted,
         )
 
@@ -137,6 +137,11 @@ class Viewer:
         if np.isfinite(table.deadline_s[rows[0]]):
             bounded = np.minimum(table.remaining_tokens[rows], self._near)
             self.arrivals.arrived(s.slo_tick.now_s, int(table.held_tokens(rows)[0] + bounded[0]))
+
+    def cached_tokens(self, req: Req) -> int:
+        """How much of a request that has just come is in the radix cache."""
+        req.init_next_round_input(self._scheduler.tree_cache)
+        return len(req.prefix_indices)
 
     def look_up_prefix(self, req: Req) -> None:
         """How much of a waiting request is in the radix cache, and how much of that is held by others anyway."""
