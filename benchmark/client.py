@@ -18,8 +18,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from sglang_slo.core.slo import Slo
-from sglang_slo.twin.result import Iterations, RunResult, empty_requests, gap_figures
+from sglang_slo.core.attainment import deliveries_of_tokens
+from sglang_slo.core.slo import GapRule, Slo
+from sglang_slo.twin.result import Iterations, RunResult, empty_requests
 from sglang_slo.twin.tokens import prompt
 from sglang_slo.twin.workload import Workload
 
@@ -60,10 +61,8 @@ def score(
     for i, answer in enumerate(answers):
         rows.cached_tokens[i] = answer.cached_tokens
         if answer.token_s:
-            rows.ttft_s[i] = answer.token_s[0] - workload.arrival_s[i]
-        if answer.error is None and len(answer.token_s) == workload.output_tokens[i]:
-            rows.end_s[i] = answer.token_s[-1]
-            rows.tbt_s[i], rows.tpot_s[i], rows.max_gap_s[i] = gap_figures(np.array(answer.token_s))
+            out = deliveries_of_tokens(answer.token_s, workload.limits[int(workload.class_id[i])])
+            rows.take(i, out, whole=answer.error is None and out.tokens == workload.output_tokens[i])
     none = np.empty(0, np.int64)
     lags = [a.lag_s for a in answers] or [0.0]
     return RunResult(
@@ -98,10 +97,17 @@ def body(workload: Workload, i: int) -> dict[str, Any]:
     }
 
 
-def slo_field(slo: Slo) -> dict[str, float]:
-    """The limits that were promised, ms; nothing for none."""
-    named = {"ttft_ms": slo.ttft_s * 1e3, "tbt_ms": slo.tbt_s * 1e3}
-    return {name: ms for name, ms in named.items() if math.isfinite(ms)}
+def slo_field(slo: Slo) -> dict[str, Any]:
+    """The limits that were promised, ms, and what is meant by them; nothing for none."""
+    limits = {"ttft_ms": slo.ttft_s, "tbt_ms": slo.tbt_s, "tpot_ms": slo.tpot_s, "e2e_ms": slo.e2e_s}
+    field: dict[str, Any] = {name: s * 1e3 for name, s in limits.items() if math.isfinite(s)}
+    if "tbt_ms" in field and slo.gap_rule is GapRule.PACE:
+        field["pace"] = True
+    if "tbt_ms" in field and slo.gap_rule is GapRule.P99:
+        field["percentile"] = 99
+        if math.isfinite(slo.max_pause_s):
+            field["max_pause_ms"] = slo.max_pause_s * 1e3
+    return field
 
 
 async def _replay(workload: Workload, url: str) -> list[Answer]:

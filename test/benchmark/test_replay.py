@@ -25,7 +25,7 @@ def make_result(name: str, kept: int, n: int = 10) -> RunResult:
         np.arange(n) % 2, np.zeros(n), np.ones(n, int), np.full(n, 2), [Slo(1, 1, "a"), Slo(1, 1, "b")]
     )
     rows.ttft_s = np.where(np.arange(n) < kept, 0.5, 2.0)
-    rows.tbt_s = np.full(n, 0.1)
+    rows.tbt_s = rows.max_gap_s = np.full(n, 0.1)
     rows.end_s = np.full(n, 3.0)
     its = Iterations(np.empty(0), np.empty(0), *[np.empty(0, np.int64)] * 7)
     return RunResult("w", name, {}, "p", 1, 1.0, ["a", "b"], 0, rows, its, notes={"errors": 0.0})

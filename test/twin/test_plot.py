@@ -24,7 +24,7 @@ def make_result(name: str, finished: bool = True, n: int = 20, passes: int = 900
     )
     if finished:
         rows.ttft_s = np.linspace(0.1, 1.0, n)
-        rows.tbt_s = np.linspace(0.0, 0.1, n)
+        rows.tbt_s = rows.max_gap_s = np.linspace(0.0, 0.1, n)
         rows.end_s = rows.arrival_s + 2
     whole = np.arange(passes)
     its = Iterations(whole * 0.01, np.full(passes, 0.01), *[whole % 7 for _ in range(7)])

@@ -15,7 +15,7 @@ def make_result(kept: int, ttft_s: float = 0.5, n: int = 10) -> RunResult:
         np.zeros(n, int), np.zeros(n), np.ones(n, int), np.full(n, 2), [Slo(1, 1, "a"), Slo(1, 1, "b")]
     )
     rows.ttft_s = np.where(np.arange(n) < kept, ttft_s, 2.0)
-    rows.tbt_s = np.full(n, 0.1)
+    rows.tbt_s = rows.max_gap_s = np.full(n, 0.1)
     rows.end_s = np.full(n, 3.0)
     its = Iterations(np.empty(0), np.empty(0), *[np.empty(0, np.int64)] * 7)
     return RunResult("w", "s", {}, "p", 1, 1.0, ["a", "b"], 100, rows, its)

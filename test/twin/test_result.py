@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sglang_slo.core.slo import Slo
+from sglang_slo.core.slo import GapRule, Slo
 from sglang_slo.twin.result import Iterations, RunResult, empty_requests
 from sglang_slo.twin.table import render
 
@@ -19,6 +19,7 @@ def result() -> RunResult:
         [Slo(1.0, 0.05, "chat"), Slo(0.5, 0.05, "code")],
     )  # fmt: skip
     rows.ttft_s[:2], rows.tbt_s[:2], rows.tpot_s[:2] = [1.0, 1.5], [0.05, 0.01], [0.02, 0.01]
+    rows.pace_lag_s[:2] = 0.0
     rows.max_gap_s[:2], rows.end_s[:2] = [0.05, 0.01], [2.0, 4.0]
     columns = {f: np.array([1, 2]) for f in Iterations.__dataclass_fields__}
     its = Iterations(**{**columns, "start_s": np.array([0.0, 2.0]), "duration_s": np.array([2.0, 2.0])})
@@ -39,6 +40,22 @@ def test_measures_are_plain_json_in_one_line_and_tell_classes_apart() -> None:
     assert measures["classes"]["code"] | {"finished": 0, "attainment": 0.0} == measures["classes"]["code"]
     assert measures["ttft_s"]["max"] is None  # never came: not a number
     assert "wall_s" not in json.loads(result().to_json(wall=False))
+
+
+def test_every_request_is_judged_by_every_rule_and_the_longest_pause_stands_beside_it() -> None:
+    rows = result().requests
+    rows.tbt_s[0], rows.tpot_s[0], rows.max_gap_s[0], rows.pace_lag_s[0] = 0.05, 0.06, 9.0, 8.0
+    changed = result()
+    changed.requests = rows
+    chat = changed.measures()["classes"]["chat"]
+    assert chat["attainment_by_rule"] == {"every": 0.0, "paced": 0.0, "p99": 0.5, "mean": 0.0}
+    assert chat["longest_pause_s"] == {"p99": 9.0, "max": 9.0}
+    assert {k: v for k, v in chat["misses"].items() if v} == {"ttft": 1, "gap": 1}
+    assert changed.measures()["classes"]["code"]["misses"]["error"] == 1
+    rows.refused[2] = True
+    assert changed.measures()["classes"]["code"]["misses"] == dict.fromkeys(chat["misses"], 0) | {"shed": 1}
+    rows.gap_rule[0], rows.max_pause_s[0] = GapRule.P99, 10.0
+    assert changed.measures()["classes"]["chat"]["attainment"] == 0.5
 
 
 def test_a_result_is_the_same_after_writing_and_reading(tmp_path: Path) -> None:

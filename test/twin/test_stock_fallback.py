@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sglang_slo.core.plan import Planner
-from sglang_slo.observe.observer import Observer
 from sglang_slo.twin import driver
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.workload import load_workload
@@ -35,7 +34,7 @@ def test_policy_off_makes_stocks_batches_iteration_by_iteration(flags: list[str]
 
 @pytest.mark.parametrize("fails", [1, 3], ids=["always", "every third time"])
 def test_everything_is_served_and_counted_when_planning_raises(fails: int, monkeypatch: Any) -> None:
-    plan, calls, fallbacks = Planner.plan, [0], [0]
+    plan, calls = Planner.plan, [0]
 
     def raising(self: Planner, view: Any) -> Any:
         calls[0] += 1
@@ -43,11 +42,17 @@ def test_everything_is_served_and_counted_when_planning_raises(fails: int, monke
             raise RuntimeError("planning is broken")
         return plan(self, view)
 
-    def count(self: Observer, error: BaseException, now_s: float) -> None:
-        fallbacks[0] += 1
+    monkeypatch.setattr(Planner, "plan", raising)
+    workload = load_workload("mix-generated", max_requests=60, load=2.0)
+    result = driver.run(workload, "slo", MIXED, allow_fallbacks=True)
+    assert result.requests.finished.all()
+    assert result.fallbacks == result.measures()["fallbacks"] == calls[0] // fails > 0
+
+
+def test_a_run_whose_planning_failed_is_a_failed_run(monkeypatch: Any) -> None:
+    def raising(self: Planner, view: Any) -> Any:
+        raise RuntimeError("planning is broken")
 
     monkeypatch.setattr(Planner, "plan", raising)
-    monkeypatch.setattr(Observer, "fallback", count)
-    result = driver.run(load_workload("mix-generated", max_requests=60, load=2.0), "slo", MIXED)
-    assert result.requests.finished.all()
-    assert fallbacks[0] == calls[0] // fails > 0
+    with pytest.raises(driver.FallbackError, match="planning is broken"):
+        driver.run(load_workload("mix-generated", max_requests=5), "slo", MIXED)

@@ -1,28 +1,152 @@
-"""Whether a request got what it was promised: the one definition that server, twin and benchmarks share.
+"""Whether a request got what it was promised: the one judge that server, twin and benchmarks share.
 
-TTFT runs from arrival to the first token out. The TBT figure of a request is its 99th percentile gap by
-nearest rank: the smallest gap such that at least 99 % of the request's gaps are no longer than it; with
-fewer than 100 gaps that is the longest. A request attained when both figures are within its limits; no
-limit is infinity, always kept. `GapTail` and `GapTable` give the exact figure of a stream of gaps without
-storing the stream: n gaps put the figure at rank floor(n / 100) + 1 from the top, so the longest 1 % are
-all that is kept.
+A delivery is one or more tokens that come out together; a gap lies between two deliveries. With n tokens, the
+first at f, a gap limit L and a token number i counted from 0:
+
+    every   no gap is longer than L
+    paced   token i is out by f + i L: the lag, the largest lateness of any token, is not above 0. In a burst the
+            first token is the most late, so one look at a delivery suffices:  lag = max(t - f - tokens before x L)
+    p99     at most 1 % of the gaps are longer than L, nearest rank: the smallest gap that covers 99 % of all is
+            within L, that is, the (n // 100 + 1)-th longest of n gaps; with fewer than 100, the longest
+    mean    (last - f) / (n - 1) is within L, the TPOT of the field's load generators
+
+Every request is judged by all four (`kept_by_rule`) beside its limits on first token and end, and by what it
+declared itself (`misses`): a request attained if it missed nothing. What is equal to its limit is kept. Figures
+and limits may be numbers of one request or columns of many. `DeliveryTable` takes the figures without storing a
+stream: of the gaps it keeps the longest 1 %, all that the exact percentile needs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_slo.core.slo import Slo
+from sglang_slo.core.slo import GapRule, Slo
 
-Missed = Literal["ttft", "tbt", "both"]
-Gaps = NDArray[np.float64]
+Rule = Literal["every", "paced", "p99", "mean"]
+Reason = Literal["ttft", "gap", "pause", "pace", "tpot", "e2e", "shed", "error"]
+RULES: tuple[Rule, ...] = ("every", "paced", "p99", "mean")
+LIMIT_REASONS: tuple[Reason, ...] = ("ttft", "gap", "pause", "pace", "tpot", "e2e")  # what `misses` finds
+REASONS: tuple[Reason, ...] = (*LIMIT_REASONS, "shed", "error")
 
-NO_GAPS_S = 0.0  # the TBT figure of a request with one token or none: nothing was waited for
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NO_GAPS_S = 0.0  # every gap figure of a request with one delivery or none: nothing was waited for
+NOISE_S = 1e-9  # sums of times in floating point differ by less; a thousandth of the smallest limit there is
+
+
+class Limits(Protocol):
+    """Limits in seconds, inf: none. An `Slo`, or columns of many [n]."""
+
+    @property
+    def ttft_s(self) -> Any: ...  # noqa: D102
+    @property
+    def tbt_s(self) -> Any: ...  # noqa: D102
+    @property
+    def tpot_s(self) -> Any: ...  # noqa: D102
+    @property
+    def e2e_s(self) -> Any: ...  # noqa: D102
+    @property
+    def gap_rule(self) -> Any: ...  # noqa: D102
+    @property
+    def max_pause_s(self) -> Any: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What limits are held against, seconds; floats of one request or columns of many [n]."""
+
+    ttft_s: Any  # arrival to the first token out, or to the end of a request without one
+    e2e_s: Any  # arrival to the last token, or to when it was given up
+    max_gap_s: Any
+    p99_gap_s: Any
+    tpot_s: Any  # mean time per token after the first
+    pace_lag_s: Any  # the largest lateness of a token against `gap_limit_s`; 0: none was late, or no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Deliveries:
+    """The tokens of one request as they went out; seconds. `first_s`, `last_s` mean nothing without tokens.
+
+    `end_s`: the last token, or when a request that still waited for one was given up; that wait is then part of
+    the four gap figures, as if the token had come at that moment.
+    """
+
+    tokens: int = 0
+    gaps: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    end_s: float = 0.0
+    max_gap_s: float = NO_GAPS_S
+    p99_gap_s: float = NO_GAPS_S
+    tpot_s: float = NO_GAPS_S
+    pace_lag_s: float = 0.0
+
+    def figures(self, arrival_s: float) -> Figures:
+        """What limits are held against, for a request that arrived at `arrival_s`."""
+        first_s = self.first_s if self.tokens else self.end_s
+        return Figures(
+            first_s - arrival_s,
+            self.end_s - arrival_s,
+            self.max_gap_s,
+            self.p99_gap_s,
+            self.tpot_s,
+            self.pace_lag_s,
+        )
+
+
+def gap_limit_s(slo: Limits) -> Any:
+    """The limit that the four rules read: the gap limit, or the mean's where only that was declared; inf: none."""
+    return np.where(np.isinf(slo.tbt_s), slo.tpot_s, slo.tbt_s)[()]
+
+
+def misses(slo: Limits, figures: Figures) -> dict[Reason, Any]:
+    """Which of its limits a request missed, each by its own rule: reason to bool, or to bool [n]."""
+    rule, gap = slo.gap_rule, _over(figures.max_gap_s, slo.tbt_s)
+    tail = _over(figures.p99_gap_s, slo.tbt_s)
+    late = (figures.pace_lag_s > NOISE_S) & np.isfinite(slo.tbt_s)
+    return {
+        "ttft": _over(figures.ttft_s, slo.ttft_s),
+        "gap": ((rule == GapRule.EVERY) & gap) | ((rule == GapRule.P99) & tail),
+        "pause": (rule == GapRule.P99) & _over(figures.max_gap_s, slo.max_pause_s),
+        "pace": (rule == GapRule.PACE) & late,
+        "tpot": _over(figures.tpot_s, slo.tpot_s),
+        "e2e": _over(figures.e2e_s, slo.e2e_s),
+    }
+
+
+def reasons_of(slo: Slo, figures: Figures) -> tuple[Reason, ...]:
+    """The reasons for which one request missed what it declared; none: it attained."""
+    return tuple(reason for reason, missed in misses(slo, figures).items() if missed)
+
+
+def kept_by_rule(slo: Limits, figures: Figures) -> dict[Rule, Any]:
+    """Whether a request would have attained had its gap limit been meant by each rule: rule to bool or bool [n].
+
+    Its limits on first token and end count in all of them; `max_pause_s`, ours alone, in none.
+    """
+    limit_s = gap_limit_s(slo)
+    others = _kept(figures.ttft_s, slo.ttft_s) & _kept(figures.e2e_s, slo.e2e_s)
+    return {
+        "every": others & _kept(figures.max_gap_s, limit_s),
+        "paced": others & (np.isinf(limit_s) | (figures.pace_lag_s <= NOISE_S)),
+        "p99": others & _kept(figures.p99_gap_s, limit_s),
+        "mean": others & _kept(figures.tpot_s, limit_s),
+    }
+
+
+def _over(figure_s: Any, limit_s: Any) -> Any:
+    return figure_s > limit_s + NOISE_S
+
+
+def _kept(figure_s: Any, limit_s: Any) -> Any:
+    return figure_s <= limit_s + NOISE_S
 
 
 def rank_from_top(gaps: int) -> int:
@@ -33,7 +157,7 @@ def rank_from_top(gaps: int) -> int:
     return gaps // 100 + 1
 
 
-def p99_s(gaps_s: Gaps | Sequence[float]) -> float:
+def p99_s(gaps_s: Floats | Sequence[float]) -> float:
     """99th percentile of all gaps of a request, seconds; `NO_GAPS_S` if there are none."""
     values = np.asarray(gaps_s, dtype=np.float64)
     if values.size == 0:
@@ -42,97 +166,31 @@ def p99_s(gaps_s: Gaps | Sequence[float]) -> float:
     return float(np.partition(values, place)[place])
 
 
-def missed(slo: Slo, ttft_s: float, tbt_p99_s: float) -> Missed | None:
-    """Which limit was missed, None if the request attained. Seconds; a figure equal to its limit is kept."""
-    late, slow = ttft_s > slo.ttft_s, tbt_p99_s > slo.tbt_s
-    if late and slow:
-        return "both"
-    return "ttft" if late else "tbt" if slow else None
+def deliveries_of(times_s: Floats | Sequence[float], tokens: Ints | Sequence[float], slo: Slo) -> Deliveries:
+    """The figures of a whole stream: when each delivery came, and how many tokens it carried; both [k], ascending."""
+    times, counts = np.asarray(times_s, np.float64), np.asarray(tokens, np.float64)
+    total = round(float(counts.sum()))
+    if total == 0:
+        return Deliveries()
+    gaps, (first_s, last_s) = np.diff(times), (float(times[0]), float(times[-1]))
+    late_s = times[1:] - first_s - np.cumsum(counts)[:-1] * gap_limit_s(slo)
+    return Deliveries(
+        tokens=total,
+        gaps=len(gaps),
+        first_s=first_s,
+        last_s=last_s,
+        end_s=last_s,
+        max_gap_s=float(gaps.max(initial=NO_GAPS_S)),
+        p99_gap_s=p99_s(gaps),
+        tpot_s=(last_s - first_s) / (total - 1) if total > 1 else NO_GAPS_S,
+        pace_lag_s=float(late_s.max(initial=0.0)),
+    )
 
 
-class GapTail:
-    """The gaps of one request so far: how many, their sum, and the longest ones.
-
-    `most_gaps` bounds the number of gaps to come (max_new_tokens - 1). Up to it the figure is exact;
-    beyond it, should a caller be wrong, the figure is never too short. Memory: 1 % of `most_gaps` floats.
-    """
-
-    __slots__ = ("_keep", "_longest", "count", "sum_s")
-
-    def __init__(self, most_gaps: int) -> None:
-        self._keep = rank_from_top(max(most_gaps, 0))
-        self._longest: Gaps = np.empty(0)
-        self.count = 0
-        self.sum_s = 0.0
-
-    def extend(self, gaps_s: Gaps | Sequence[float]) -> None:
-        """Take further gaps, seconds, shape [n]."""
-        values = np.asarray(gaps_s, dtype=np.float64)
-        self.count += values.size
-        self.sum_s += float(values.sum())
-        longest = np.concatenate((self._longest, values))
-        if longest.size > self._keep:
-            longest = np.partition(longest, longest.size - self._keep)[-self._keep :]
-        self._longest = longest
-
-    @property
-    def max_s(self) -> float:
-        """The longest gap, seconds; `NO_GAPS_S` if there are none."""
-        return float(self._longest.max()) if self.count else NO_GAPS_S
-
-    @property
-    def mean_s(self) -> float:
-        """Mean gap (TPOT), seconds; `NO_GAPS_S` if there are none."""
-        return self.sum_s / self.count if self.count else NO_GAPS_S
-
-    @property
-    def p99_s(self) -> float:
-        """99th percentile gap, seconds; `NO_GAPS_S` if there are none."""
-        if self.count == 0:
-            return NO_GAPS_S
-        rank = min(rank_from_top(self.count), self._longest.size)
-        return float(np.partition(self._longest, self._longest.size - rank)[self._longest.size - rank])
-
-
-class GapTable:
-    """`GapTail`s of many requests at once, cheap per iteration: one array write for all, one flush a block.
-
-    A row per running request (`slot`, chosen by the caller); the table grows when a slot beyond it is opened.
-    """
-
-    def __init__(self, slots: int = 64, block: int = 64) -> None:
-        self._block = block
-        self._waiting: Gaps = np.empty((max(slots, 1), block))
-        self._filled: NDArray[np.int64] = np.zeros(max(slots, 1), dtype=np.int64)
-        self._tails: dict[int, GapTail] = {}
-
-    def open(self, slot: int, most_gaps: int) -> None:
-        """Begin a request of at most `most_gaps` gaps in `slot`; whatever the slot held is dropped."""
-        if slot >= len(self._filled):
-            more = max(2 * len(self._filled), slot + 1) - len(self._filled)
-            self._waiting = np.concatenate((self._waiting, np.empty((more, self._block))))
-            self._filled = np.concatenate((self._filled, np.zeros(more, dtype=np.int64)))
-        self._filled[slot] = 0
-        self._tails[slot] = GapTail(most_gaps)
-
-    def add(self, slots: NDArray[np.int64], gaps_s: Gaps | float) -> None:
-        """One more gap for each open slot in `slots` [n], each at most once; `gaps_s` [n], or one for all."""
-        filled = self._filled[slots]
-        self._waiting[slots, filled] = gaps_s
-        self._filled[slots] = filled + 1
-        for slot in slots[filled + 1 == self._block]:
-            self._flush(int(slot))
-
-    def close(self, slot: int) -> GapTail:
-        """End the request in `slot`; its gaps. Raises KeyError if the slot is not open."""
-        tail = self._tails[slot]
-        self._flush(slot)
-        del self._tails[slot]
-        return tail
-
-    def _flush(self, slot: int) -> None:
-        self._tails[slot].extend(self._waiting[slot, : self._filled[slot]])
-        self._filled[slot] = 0
+def deliveries_of_tokens(token_s: Floats | Sequence[float], slo: Slo) -> Deliveries:
+    """The figures of a whole stream from the time of each token [n], ascending; equal times are one delivery."""
+    times, counts = np.unique(np.asarray(token_s, np.float64), return_counts=True)
+    return deliveries_of(times, counts, slo)
 
 
 def ratio(figure_s: float, limit_s: float) -> float:

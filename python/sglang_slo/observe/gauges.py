@@ -14,7 +14,10 @@ from typing import Any
 
 @dataclass(slots=True)
 class Headroom:
-    """What a replica could still take on for one tightness bucket, inside that bucket's limits."""
+    """What a replica could take on for one class beside its present load, inside the limits of that class.
+
+    0 where the class attains badly: more work would find no better promise kept.
+    """
 
     tokens_per_s: float = 0.0  # further prefill tokens a second
     kv_tokens: int = 0  # further KV
@@ -22,23 +25,25 @@ class Headroom:
 
 @dataclass(slots=True)
 class Gauges:
-    """One moment of one replica. Buckets are those of `core.slo.bucket` (0: the tightest)."""
+    """One moment of one replica."""
 
     running: int = 0  # requests decoding
-    queued: Mapping[int, int] = field(default_factory=dict)  # waiting requests by bucket
+    queued: Mapping[str, int] = field(default_factory=dict)  # waiting requests by class
     parked: int = 0  # half-prefilled requests set aside
     preempted: int = 0  # requests taken out while decoding, waiting to come back
-    lost: int = 0  # waiting requests given up, for now, as unable to meet their limit
+    given_up: int = 0  # waiting requests given up, for now, as unable to meet their limit
     budget_s: float | None = None  # time the planned iteration may take; None: no limit in force
     chunk_tokens: int = 0  # prefill tokens of the planned iteration
     plan_s: float = 0.0  # time it took to plan
-    kv: Mapping[str, float] = field(default_factory=dict)  # the ledger, tokens: free, evictable, held, ...
-    ways_out: Mapping[str, int] = field(default_factory=dict)  # preemptions so far, by where the KV went
+    kv: Mapping[str, float] = field(default_factory=dict)  # the ledger, tokens: see `metrics.KV`
+    preemptions: Mapping[str, int] = field(default_factory=dict)  # so far, by mode: where the KV went
+    swap_ins: int = 0  # requests that came back from the host so far
     swap: Mapping[str, float] = field(
         default_factory=dict
     )  # host pool, and the context from which it pays, tokens
     latency: Mapping[str, float] = field(default_factory=dict)  # latency model: parameters, drift
-    headroom: Mapping[int, Headroom] = field(default_factory=dict)  # by bucket
+    lengths: Mapping[str, float | str] = field(default_factory=dict)  # predictor of output lengths
+    headroom: Mapping[str, Headroom] = field(default_factory=dict)  # by class
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; keys are text, and what is not finite is None."""
@@ -50,7 +55,7 @@ def _plain(value: Any) -> Any:
         return {"tokens_per_s": _plain(value.tokens_per_s), "kv_tokens": _plain(value.kv_tokens)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool | int | str):
         return value
     number = float(value)  # numpy scalars too
     return number if math.isfinite(number) else None

@@ -18,7 +18,7 @@ from sglang_slo import __version__, clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import Slo
 from sglang_slo.observe.gauges import Gauges
-from sglang_slo.observe.judge import RequestRecord, Verdict, judge
+from sglang_slo.observe.judge import RequestRecord, Verdict, judge, shed_reason
 from sglang_slo.observe.metrics import Metrics
 from sglang_slo.observe.request_log import RequestLog, replica_path
 from sglang_slo.observe.throttle import Throttle
@@ -67,9 +67,9 @@ class Observer:
         self._refreshed_s = self._start_s - REFRESH_S
         self._windows = Windows(self._start_s)
         self._totals: Counter[str] = Counter()
-        self._last_fallback: str | None = None
+        self.last_fallback: str | None = None
         self.trouble = Throttle(logger)
-        self._fallbacks = Throttle(logger)
+        self.fallbacks = Throttle(logger)
         self._metrics: Metrics | None = None
         self._log: RequestLog | None = None
         if rank0 and metric_labels is not None:
@@ -77,11 +77,10 @@ class Observer:
         if rank0 and config.request_log:
             path = replica_path(Path(config.request_log).expanduser(), dp_rank)
             self._log = RequestLog(path, int(config.request_log_mb * 2**20))
-        self._log_rows_lost = 0
 
     @_harmless
     def _start_metrics(self, labels: Mapping[str, Any]) -> None:
-        self._metrics = Metrics(labels)
+        self._metrics = Metrics(labels, self._config)
 
     @_harmless
     def arrived(self, slo: Slo, now_s: float) -> None:
@@ -89,9 +88,10 @@ class Observer:
         if not self._rank0:
             return
         self._totals["arrived"] += 1
-        self._windows.arrived(slo.slo_class, now_s)
+        self._totals["without_limits"] += slo.best_effort
+        self._windows.arrived(slo, now_s)
         if self._metrics:
-            self._metrics.count("requests", slo_class=self._windows.class_label(slo.slo_class))
+            self._metrics.arrived(self._windows.class_label(slo.slo_class), slo)
 
     @_harmless
     def finished(self, record: RequestRecord, now_s: float) -> Verdict:
@@ -104,11 +104,19 @@ class Observer:
     def _count(self, record: RequestRecord, verdict: Verdict, now_s: float) -> None:
         totals = self._totals
         totals["finished"] += 1
-        totals["missed_" + (verdict.missed or "none")] += 1
+        totals["judged"] += verdict.judged
+        totals["attained"] += verdict.judged and verdict.attained
+        if verdict.judged:
+            totals.update("missed_" + reason for reason in verdict.reasons)
+        if record.finish == "abort" and not verdict.counted:
+            totals["left_in_time"] += 1
+        if record.finish == "rejected":
+            totals["rejected"] += 1
+        if record.finish == "shed":
+            totals["shed_" + shed_reason(record.message)] += 1
         totals["parked"] += record.parked
         totals["preempted"] += record.preempted
         totals["swapped"] += record.swapped
-        totals["lost"] += record.lost
         totals["unattainable"] += record.unattainable
         totals["prompt_tokens"] += record.prompt_tokens
         totals["cached_tokens"] += record.cached_tokens
@@ -125,8 +133,8 @@ class Observer:
     @_harmless
     def fallback(self, error: BaseException, now_s: float) -> None:
         """Planning raised and stock scheduling took the iteration."""
-        self._last_fallback = f"{type(error).__name__}: {error}"
-        self._fallbacks.happened("planning failed, stock scheduling took the iteration", now_s, error)
+        self.last_fallback = f"{type(error).__name__}: {error}"
+        self.fallbacks.happened("planning failed, stock scheduling took the iteration", now_s, error)
         if self._rank0 and self._metrics:
             self._metrics.count("fallbacks")
 
@@ -138,9 +146,12 @@ class Observer:
         self._refreshed_s = now_s
         self._metrics.gauges(gauges())
         self._metrics.windows(self._windows.report(now_s))
-        if self._log and self._log.lost_rows > self._log_rows_lost:
-            self._metrics.count("log_rows_lost", self._log.lost_rows - self._log_rows_lost)
-            self._log_rows_lost = self._log.lost_rows
+        self._metrics.count_to("observer_errors", self.trouble.count)
+        self._metrics.count_to("request_log_rows_lost", self._log.lost_rows if self._log else 0)
+
+    def lately(self, now_s: float) -> dict[str, dict[str, Any]]:
+        """Class name to figures of the last minute (`Tally.report`)."""
+        return self._windows.lately(now_s)
 
     def snapshot(self, now_s: float, gauges: Callable[[], Gauges] | None = None) -> dict[str, Any]:
         """Everything known, as JSON values with text keys (`/slo/status`, one per replica). Never raises."""
@@ -157,9 +168,9 @@ class Observer:
             "dp_rank": self._dp_rank or 0,
             "uptime_s": round(now_s - self._start_s, 3),
             "windows": self._windows.report(now_s),
-            "totals": dict(sorted(self._totals.items())),
+            "totals": {name: count for name, count in sorted(self._totals.items()) if count},
             "now": None if gauges is None else gauges().plain(),
-            "fallbacks": {"count": self._fallbacks.count, "last": self._last_fallback},
+            "fallbacks": {"count": self.fallbacks.count, "last": self.last_fallback},
             "observer_errors": self.trouble.count,
             "request_log_rows_lost": self._log.lost_rows if self._log else 0,
         }

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_slo import clock
-from sglang_slo.observe.judge import RequestRecord, Verdict
+from sglang_slo.observe.judge import RULE_NAMES, RequestRecord, Verdict, limits_of
 from sglang_slo.observe.throttle import Throttle
 
 logger = logging.getLogger(__name__)
@@ -31,26 +31,36 @@ _STOP = None
 
 
 def row(record: RequestRecord, verdict: Verdict, finished_at: float) -> dict[str, Any]:
-    """A finished request as JSON values: fields of the record, figures of the verdict, the gaps summarised.
+    """A finished request as JSON values: fields of the record, figures of the verdict, its stream summarised.
 
     `finished_at`: seconds since 1970 (the record's times are on the package's clock, of arbitrary origin).
     """
-    slo, gaps = record.slo, record.gaps
-    skip = ("slo", "gaps", "text")
+    slo, figures = record.slo, verdict.figures
+    skip = ("slo", "out", "text", "message")
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name not in skip}
+    gap = dict.fromkeys(("longest_pause_s", "tbt_p99_s", "tpot_s", "pace_lag_s"))
+    if record.out.gaps:
+        gap |= {"longest_pause_s": figures.max_gap_s, "tbt_p99_s": figures.p99_gap_s}
+        gap |= {"tpot_s": figures.tpot_s, "pace_lag_s": figures.pace_lag_s}
     out = {
         "finished_at": round(finished_at, 6),
         **fields,
+        "first_token_s": record.out.first_s if record.out.tokens else None,
+        "deliveries": record.out.gaps + (record.out.tokens > 0),
         "class": slo.slo_class,
-        "ttft_limit_s": slo.ttft_s,
-        "tbt_limit_s": slo.tbt_s,
+        "importance": slo.importance,
+        "rule": RULE_NAMES[slo.gap_rule],
+        **{f"{name}_limit_s": limit_s for name, limit_s in limits_of(slo).items()},
         "attained": verdict.attained,
-        "missed": verdict.missed,
+        "judged": verdict.judged,
+        "missed": list(verdict.reasons),
+        "attained_by_rule": verdict.by_rule,
         "ttft_s": verdict.ttft_s,
-        "tbt_p99_s": verdict.tbt_p99_s if gaps.count else None,
-        "tbt_max_s": gaps.max_s if gaps.count else None,
-        "tpot_s": verdict.tpot_s if gaps.count else None,
+        "e2e_s": figures.e2e_s,
+        **gap,
     }
+    if record.message:
+        out["message"] = record.message
     if record.text is not None:
         out["text"] = record.text
     return {key: _finite(value) for key, value in out.items()}

@@ -1,4 +1,6 @@
-"""What happened lately: attainment, goodput and percentiles over sliding windows, per class.
+"""What happened lately: attainment, goodput, misses and percentiles over sliding windows, per class.
+
+Attainment is by what each request declared; beside it stand every rule's reading and the longest pause.
 
 A window is a ring of slots (1 s each in the minute, 5 s in five minutes, a minute in the hour). A running
 total is kept by adding what comes and taking away the oldest slot when it leaves, so reading costs the same
@@ -12,10 +14,13 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_slo.core.attainment import REASONS, RULES
+from sglang_slo.core.slo import Slo
 from sglang_slo.observe.judge import RequestRecord, Verdict, to_ms
 from sglang_slo.observe.quantiles import Bins, bin_of, quantiles_s
 
 WINDOWS_S = {"1m": (60.0, 1.0), "5m": (300.0, 5.0), "1h": (3600.0, 60.0)}  # name: length, slot
+PREFILLED, JUDGED, ATTAINED = "prefill_tokens", "judged", "attained"
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 LEAST_ELAPSED_S = 1.0  # rates of a server just started are over this much at least
 MAX_CLASSES = 64
@@ -24,59 +29,74 @@ ALL_CLASSES, OTHER_CLASSES = "(all)", "(other)"
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one class over some time. `counts` keys: see `take`, and `arrived`."""
+    """Counts of one class over some time. `counts` keys: see `take` and `arrival`."""
 
     counts: Counter[str] = field(default_factory=Counter)
     ttft: Bins = field(default_factory=Counter)
-    tbt: Bins = field(default_factory=Counter)
+    pause: Bins = field(default_factory=Counter)  # longest gap of each request
+    tail: Bins = field(default_factory=Counter)  # 99th percentile gap of each request
     tpot: Bins = field(default_factory=Counter)
+    e2e: Bins = field(default_factory=Counter)
 
     def take(self, record: RequestRecord, verdict: Verdict) -> None:
         """Count one request."""
-        self.counts["finished"] += 1
-        self.counts["output_tokens"] += record.output_tokens
-        self.counts["prompt_tokens"] += record.prompt_tokens
-        if verdict.missed:
-            self.counts["missed_" + verdict.missed] += 1
-        if verdict.promised and verdict.counted:
-            self.counts["judged"] += 1
+        counts, figures = self.counts, verdict.figures
+        counts["finished"] += 1
+        counts["output_tokens"] += record.output_tokens
+        counts["prompt_tokens"] += record.prompt_tokens
+        computed = record.prompt_tokens - record.cached_tokens + record.recomputed_tokens
+        counts[PREFILLED] += max(computed, 0)
+        if verdict.judged:
+            counts[JUDGED] += 1
+            counts.update("missed_" + reason for reason in verdict.reasons)
+            counts.update("kept_" + rule for rule, kept in verdict.by_rule.items() if kept)
             if verdict.attained:
-                self.counts["attained"] += 1
-                self.counts["attained_tokens"] += record.output_tokens
+                counts[ATTAINED] += 1
+                counts["attained_tokens"] += record.output_tokens
         if verdict.ttft_s is not None:
             self.ttft[bin_of(verdict.ttft_s)] += 1
-        if record.gaps.count:
-            self.tbt[bin_of(verdict.tbt_p99_s)] += 1
-            self.tpot[bin_of(verdict.tpot_s)] += 1
+            self.e2e[bin_of(figures.e2e_s)] += 1
+        if record.out.gaps:
+            self.pause[bin_of(figures.max_gap_s)] += 1
+            self.tail[bin_of(figures.p99_gap_s)] += 1
+            self.tpot[bin_of(figures.tpot_s)] += 1
 
     def add(self, other: Tally, sign: int = 1) -> None:
         """Add another tally (or take it away, sign -1); empty counts are dropped."""
-        _add(self.counts, other.counts, sign)
-        _add(self.ttft, other.ttft, sign)
-        _add(self.tbt, other.tbt, sign)
-        _add(self.tpot, other.tpot, sign)
+        for name in self.__slots__:
+            _add(getattr(self, name), getattr(other, name), sign)
 
-    def report(self, elapsed_s: float) -> dict[str, object]:
+    def report(self, elapsed_s: float) -> dict[str, Any]:
         """Figures over `elapsed_s`. Attainment is None while nothing with a limit has finished."""
-        counts, judged = self.counts, self.counts["judged"]
+        counts, judged = self.counts, self.counts[JUDGED]
+        by_rule = {rule: counts["kept_" + rule] / judged if judged else None for rule in RULES}
         return {
-            "attainment": counts["attained"] / judged if judged else None,
+            "attainment": counts[ATTAINED] / judged if judged else None,
+            "attainment_by_rule": by_rule,
+            "longest_pause_ms": {**_percentiles(self.pause), "max": to_ms(quantiles_s(self.pause, [1.0])[0])},
             "judged": judged,
-            "attained": counts["attained"],
+            "attained": counts[ATTAINED],
+            "attained_by_rule": {rule: counts["kept_" + rule] for rule in RULES},
+            "misses": {reason: counts["missed_" + reason] for reason in REASONS},
             "finished": counts["finished"],
             "arrived": counts["arrived"],
-            "missed": {
-                k.removeprefix("missed_"): v for k, v in sorted(counts.items()) if k.startswith("missed_")
-            },
-            "goodput_rps": counts["attained"] / elapsed_s,
+            "without_limits": counts["without_limits"],
+            "goodput_rps": counts[ATTAINED] / elapsed_s,
             "goodput_tokens_per_s": counts["attained_tokens"] / elapsed_s,
             "throughput_rps": counts["finished"] / elapsed_s,
             "throughput_tokens_per_s": counts["output_tokens"] / elapsed_s,
+            "prefill_tokens_per_s": counts[PREFILLED] / elapsed_s,
             "arrival_rps": counts["arrived"] / elapsed_s,
             "ttft_ms": _percentiles(self.ttft),
-            "tbt_p99_ms": _percentiles(self.tbt),
+            "tbt_p99_ms": _percentiles(self.tail),
             "tpot_ms": _percentiles(self.tpot),
+            "e2e_ms": _percentiles(self.e2e),
         }
+
+
+def arrival(slo: Slo) -> Tally:
+    """One request that arrived."""
+    return Tally(Counter(arrived=1, without_limits=int(slo.best_effort)))
 
 
 class SlidingWindow:
@@ -97,7 +117,7 @@ class SlidingWindow:
         for tallies in (self._slots[-1][1], self._total):
             tallies.setdefault(slo_class, Tally()).add(tally)
 
-    def report(self, now_s: float) -> dict[str, dict[str, object]]:
+    def report(self, now_s: float) -> dict[str, dict[str, Any]]:
         """Figures per class, and of all classes together under `ALL_CLASSES`."""
         self._advance(now_s)
         elapsed_s = min(max(self._now_s - self._start_s, LEAST_ELAPSED_S), self._length * self._slot_s)
@@ -124,9 +144,9 @@ class Windows:
         self._windows = {name: SlidingWindow(*size, start_s) for name, size in WINDOWS_S.items()}
         self._classes: set[str] = set()
 
-    def arrived(self, slo_class: str, now_s: float) -> None:
+    def arrived(self, slo: Slo, now_s: float) -> None:
         """Count an arrival."""
-        self._add(slo_class, Tally(Counter(arrived=1)), now_s)
+        self._add(slo.slo_class, arrival(slo), now_s)
 
     def finished(self, record: RequestRecord, verdict: Verdict, now_s: float) -> None:
         """Count a request that left."""
@@ -134,9 +154,13 @@ class Windows:
         tally.take(record, verdict)
         self._add(record.slo.slo_class, tally, now_s)
 
-    def report(self, now_s: float) -> dict[str, dict[str, dict[str, object]]]:
+    def report(self, now_s: float) -> dict[str, dict[str, dict[str, Any]]]:
         """Window name to class name to figures."""
         return {name: window.report(now_s) for name, window in self._windows.items()}
+
+    def lately(self, now_s: float) -> dict[str, dict[str, Any]]:
+        """Class name to figures of the shortest window."""
+        return next(iter(self._windows.values())).report(now_s)
 
     def _add(self, slo_class: str, tally: Tally, now_s: float) -> None:
         name = self.class_label(slo_class)

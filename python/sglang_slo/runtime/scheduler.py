@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from sglang_slo.runtime.pins import Pins
 from sglang_slo.runtime.plan_log import PlanLog
 from sglang_slo.runtime.preempt import Preemptor
 from sglang_slo.runtime.profile import startup_model
-from sglang_slo.runtime.reporting import JudgingStreamer, Reporter, metric_labels
+from sglang_slo.runtime.reporting import HearingSender, JudgingStreamer, Reporter, metric_labels
 from sglang_slo.runtime.senders import naming
 from sglang_slo.runtime.shape import batch_shape, token_getters
 from sglang_slo.runtime.state import gauges
@@ -99,6 +100,9 @@ class SloScheduler(stock.Scheduler):
         dp_rank = self.ps.dp_rank if self.server_args.dp_size > 1 else None
         self.slo_observer = Observer(self.slo_config, rank0, metric_labels(self), dp_rank)
         self.slo_reporter = Reporter(self.slo_observer, self.slo_config.request_log_text) if rank0 else None
+        if self.slo_reporter is not None:
+            hearing = HearingSender(self.ipc_channels.send_to_tokenizer, self.slo_reporter.refused)
+            self.ipc_channels = replace(self.ipc_channels, send_to_tokenizer=hearing)
         self.slo_plan_s = 0.0  # time it took to plan the last iteration
         self.slo_lengths = self.make_lengths() if rank0 else None
         self.slo_mixed_chunk = self.is_mixed_chunk

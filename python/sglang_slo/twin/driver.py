@@ -49,16 +49,22 @@ CONTEXT_STEP = 8192
 GPU_DEFAULTS = {"--chunked-prefill-size": "8192", "--max-running-requests": "2048"}
 
 
+class FallbackError(RuntimeError):
+    """Planning failed in a run: its figures are partly those of stock scheduling."""
+
+
 def run(
     workload: Workload,
     scheduler: str = "stock",
     argv: list[str] | None = None,
     name: str | None = None,
     watcher: type | None = None,
+    allow_fallbacks: bool = False,
 ) -> RunResult:
     """Run the whole workload and return its record. `argv`: stock's flags and --slo-*; `watcher`: for tests.
 
-    Raises SystemExit on unknown flags, ConfigError on bad settings, StuckError if the scheduler hangs.
+    Raises SystemExit on unknown flags, ConfigError on bad settings, StuckError if the scheduler hangs, and
+    FallbackError if stock scheduling had to take an iteration, unless that is allowed.
     """
     argv = list(argv or [])
     server_argv, slo = split_flags(argv, workload)
@@ -72,6 +78,7 @@ def run(
         built = cls(server_args, PortArgs.init_new(server_args), 0, 0, 0, 0, 0, 0, None)
         logging.getLogger("sglang").setLevel(logging.ERROR)
         _loop(built)
+    fallbacks = _fallbacks(built, allow_fallbacks)
     return RunResult(
         workload=workload.name,
         scheduler=name or " ".join([scheduler, *argv]),
@@ -86,9 +93,20 @@ def run(
         retractions=int(recorder.requests.preemptions.sum()),
         recompute_tokens=recorder.recompute_tokens,
         prefill_tokens=recorder.prefill_tokens,
+        swapped_tokens=engine.swapped_tokens,
+        fallbacks=fallbacks,
         wall_s=time.perf_counter() - began,
-        notes={"fallbacks": float(getattr(built, "slo_fallbacks", 0))},
     )
+
+
+def _fallbacks(scheduler: Any, allowed: bool) -> int:
+    """How often stock scheduling took an iteration from ours."""
+    observer = getattr(scheduler, "slo_observer", None)
+    if observer is None:
+        return 0
+    if observer.fallbacks.count and not allowed:
+        raise FallbackError(f"planning failed {observer.fallbacks.count} times: {observer.last_fallback}")
+    return int(observer.fallbacks.count)
 
 
 def split_flags(argv: list[str], workload: Workload) -> tuple[list[str], SloConfig]:

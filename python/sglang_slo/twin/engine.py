@@ -25,6 +25,7 @@ class VirtualEngine:
         self.model = model
         self.now_s = 0.0
         self.busy_until_s = 0.0
+        self.swapped_tokens = 0  # KV that went to the host so far
         self._schedule_s, self._process_s = cpu_times_s(model)
         self._sigma = noise_sigma
         self._rng = np.random.default_rng([seed, 0x5EED])

@@ -32,6 +32,7 @@ class VirtualHostPool:
     def save(self, slots: torch.Tensor) -> HostCopy:
         """See HostPool."""
         self.used_tokens += len(slots)
+        self._engine.swapped_tokens += len(slots)
         return HostCopy(len(slots), ok=True, moving=self._transfer(len(slots)))
 
     def load(self, copy: HostCopy, start: int, slots: torch.Tensor) -> None:

@@ -1,8 +1,7 @@
 """Watches a run: what was launched, which tokens came out when, and which request ends with which token.
 
 Everything the result needs is taken from outside the scheduler: from the batches that reach the worker and
-from the requests that reach the output. Memory: token times of live requests only, plus one row per
-iteration.
+from the requests that reach the output. Memory: one row per iteration, and of live requests what the judge needs.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sglang_slo.core.attainment import Deliveries
+from sglang_slo.core.deliveries import DeliveryTable
 from sglang_slo.core.latency import BatchShape
 from sglang_slo.twin.engine import VirtualEngine
-from sglang_slo.twin.result import Iterations, Requests, empty_requests, gap_figures
+from sglang_slo.twin.result import Iterations, Requests, empty_requests
 from sglang_slo.twin.workload import Workload
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ class Recorder:
         self.recompute_tokens = 0
         self._rows: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
         self._true_total = (workload.input_tokens + workload.output_tokens).tolist()
-        self._token_times: dict[str, array[float]] = {}
+        self._out = DeliveryTable(slots=1024)
+        self._slots: dict[str, int] = {}  # of live requests that had a token, or were mentioned
+        self._free_slots: list[int] = []
+        self._streams: set[str] = set()  # requests whose first token was launched, and the last was not
         self._computed: dict[
             str, int
         ] = {}  # prompt and output tokens whose KV was ever computed, live requests
@@ -81,17 +85,21 @@ class Recorder:
         rows["prefills"].append(prefills)
         rows["decodes"].append(decodes)
         rows["context_tokens"].append(shape.context_tokens)
-        rows["stalled"].append(0)
         lengths = batch.seq_lens_cpu.tolist()
+        streaming = len(self._streams)  # all that decode, and what comes back from a preemption, are among them
+        back = sum(req.rid in self._streams for req in batch.reqs[:prefills])
+        rows["stalled"].append(max(streaming - decodes - back, 0))
         if prefills:
             self._note_prefill(batch, lengths, prefills)
         # A pass over L tokens of a request yields token L + 1 of it; it ends with input + output tokens.
         total = self._true_total
-        return [
+        last = [
             place
             for place, (req, length) in enumerate(zip(batch.reqs, lengths, strict=True))
             if length + 1 >= total[int(req.rid[1:])]
         ]
+        self._streams.difference_update(batch.reqs[place].rid for place in last)
+        return last
 
     def _note_prefill(self, batch: ScheduleBatch, lengths: list[int], prefills: int) -> None:
         for req, n, length in zip(batch.reqs[:prefills], batch.extend_lens, lengths, strict=False):
@@ -106,6 +114,8 @@ class Recorder:
                 before = max(before, len(req.origin_input_ids) + len(req.output_ids) - 1)
             self.recompute_tokens += max(min(before, length) - (length - n), 0)
             self._computed[req.rid] = max(before, length)
+            if length >= len(req.origin_input_ids):  # this pass gives a token
+                self._streams.add(req.rid)
 
     def pool_state(self, kv_used_tokens: int, waiting: int) -> None:
         """Complete the row of the pass just launched."""
@@ -116,40 +126,47 @@ class Recorder:
 
     def tokens_out(self, reqs: list[Req]) -> None:
         """Note the tokens that came out now; requests may be mentioned without having a new one."""
-        now = self.engine.now_s
-        for req in reqs:
-            rid = req.rid
-            count = len(req.output_ids)
-            times = self._token_times.get(rid)
-            if times is None:
-                if rid in self._over:
-                    continue
-                times = self._token_times[rid] = array("d")
-            if count > len(times):
-                times.append(now)
+        live = [req for req in reqs if req.rid not in self._over]
+        slots = np.fromiter((self._slot(req.rid) for req in live), np.int64, len(live))
+        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(slots)
+        got = new > 0
+        self._out.add(slots[got], self.engine.now_s, new[got])
+        for req in live:
             if req.finished_reason is not None:
                 self._end(req)
+
+    def _slot(self, rid: str) -> int:
+        slot = self._slots.get(rid)
+        if slot is None:
+            slot = self._slots[rid] = self._free_slots.pop() if self._free_slots else len(self._slots)
+            i = request_number(rid)
+            limits = self.workload.limits[int(self.workload.class_id[i])]
+            self._out.open(slot, limits, int(self.workload.output_tokens[i]))
+        return slot
 
     def refused(self, rid: str) -> None:
         """A request that the scheduler turned away: it never finishes."""
         if rid not in self._over:
-            self._over.add(rid)
-            self._token_times.pop(rid, None)
-            self._computed.pop(rid, None)
-            self.ended += 1
+            self.requests.refused[request_number(rid)] = True
+            self._forget(rid)
+
+    def _forget(self, rid: str) -> Deliveries | None:
+        self._over.add(rid)
+        self._computed.pop(rid, None)
+        self._streams.discard(rid)
+        self.ended += 1
+        slot = self._slots.pop(rid, None)
+        if slot is None:
+            return None
+        self._free_slots.append(slot)
+        return self._out.close(slot)
 
     def _end(self, req: Req) -> None:
-        times = self._token_times.pop(req.rid)
-        self._computed.pop(req.rid, None)
-        self._over.add(req.rid)
-        self.ended += 1
+        out = self._forget(req.rid)
         i, rows = request_number(req.rid), self.requests
         rows.preemptions[i] = req.retraction_count
-        if len(times):
-            rows.ttft_s[i] = times[0] - rows.arrival_s[i]
-        if len(times) == rows.output_tokens[i]:
-            rows.end_s[i] = times[-1]
-            rows.tbt_s[i], rows.tpot_s[i], rows.max_gap_s[i] = gap_figures(np.array(times))
+        if out is not None and out.tokens:
+            rows.take(i, out, whole=out.tokens == rows.output_tokens[i])
 
     def iterations(self) -> Iterations:
         """The rows so far as arrays."""

@@ -5,7 +5,9 @@ so that both are scored by the same code. Times are seconds since the start of t
 `wall_s` is a function of workload, scheduler, settings and seed; `to_json(wall=False)` leaves that one out.
 
     arrival      first token      token   token          end
-       |-------- ttft -----|-- gap --|- gap -|-- ... ------|       tbt = 99th percentile of a request's gaps
+       |-------- ttft -----|-- gap --|- gap -|-- ... ------|       judged by `core.attainment`, as on the server
+
+Attainment is by what each request declared; `attainment_by_rule` reads its gap limit by every rule of the field.
 """
 
 from __future__ import annotations
@@ -20,13 +22,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_slo.core.attainment import p99_s
+from sglang_slo.core.attainment import Deliveries, Figures, Reason, Rule, kept_by_rule, misses, p99_s
 from sglang_slo.core.slo import Slo
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _SHOWN = (50, 90, 99)
+GAP_REASONS: tuple[Reason, ...] = ("gap", "pause", "pace", "tpot")  # the reasons that lie between tokens
+
+
+@dataclass(frozen=True)
+class LimitColumns:
+    """Limits of many requests, seconds [n] (`core.attainment.Limits`)."""
+
+    ttft_s: Floats
+    tbt_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    gap_rule: Ints
+    max_pause_s: Floats
 
 
 @dataclass
@@ -39,13 +54,63 @@ class Requests:
     output_tokens: Ints  # the true length
     ttft_limit_s: Floats  # inf: no limit
     tbt_limit_s: Floats
+    tpot_limit_s: Floats
+    e2e_limit_s: Floats
+    max_pause_s: Floats
+    gap_rule: Ints  # core.slo.GapRule
     ttft_s: Floats  # arrival to first token; inf: never came
     tbt_s: Floats  # 99th percentile gap; 0 with one token, inf if unfinished
-    tpot_s: Floats  # mean gap; 0 with one token, inf if unfinished
-    max_gap_s: Floats
+    tpot_s: Floats  # mean time per token after the first; 0 with one token, inf if unfinished
+    max_gap_s: Floats  # the longest pause; inf if unfinished
+    pace_lag_s: Floats  # how late the latest token was against the gap limit as a pace; inf if unfinished
     end_s: Floats  # time of the last token; inf: unfinished or refused
     cached_tokens: Ints  # prompt tokens found in the prefix cache at first admission
     preemptions: Ints
+    refused: NDArray[np.bool_]  # the scheduler turned it away
+
+    def take(self, i: int, out: Deliveries, whole: bool) -> None:
+        """Row i has ended with `out`; not `whole`: tokens are missing, and nothing but the first one counts."""
+        self.ttft_s[i] = out.first_s - self.arrival_s[i]
+        if whole:
+            self.end_s[i], self.max_gap_s[i], self.pace_lag_s[i] = out.last_s, out.max_gap_s, out.pace_lag_s
+            self.tbt_s[i], self.tpot_s[i] = out.p99_gap_s, out.tpot_s
+
+    @property
+    def limits(self) -> LimitColumns:
+        """What each request was promised."""
+        return LimitColumns(
+            self.ttft_limit_s,
+            self.tbt_limit_s,
+            self.tpot_limit_s,
+            self.e2e_limit_s,
+            self.gap_rule,
+            self.max_pause_s,
+        )
+
+    @property
+    def figures(self) -> Figures:
+        """What each request got; inf where it never came."""
+        return Figures(
+            self.ttft_s,
+            self.end_s - self.arrival_s,
+            self.max_gap_s,
+            self.tbt_s,
+            self.tpot_s,
+            self.pace_lag_s,
+        )
+
+    @property
+    def misses(self) -> dict[Reason, NDArray[np.bool_]]:
+        """Reason to rows that missed for it. `shed`: refused; `error`: tokens of it never came."""
+        found = {reason: self.finished & late for reason, late in misses(self.limits, self.figures).items()}
+        return {**found, "shed": self.refused, "error": ~self.finished & ~self.refused}
+
+    @property
+    def attained_by_rule(self) -> dict[Rule, NDArray[np.bool_]]:
+        """Rule to rows that finished and kept their gap limit by it, and their other limits."""
+        return {
+            rule: self.finished & kept for rule, kept in kept_by_rule(self.limits, self.figures).items()
+        }
 
     @property
     def finished(self) -> NDArray[np.bool_]:
@@ -54,8 +119,8 @@ class Requests:
 
     @property
     def attained(self) -> NDArray[np.bool_]:
-        """Finished, with both limits kept."""
-        return self.finished & (self.ttft_s <= self.ttft_limit_s) & (self.tbt_s <= self.tbt_limit_s)
+        """Finished, with everything kept that was declared."""
+        return ~np.logical_or.reduce([*self.misses.values()])
 
 
 @dataclass
@@ -70,7 +135,7 @@ class Iterations:
     context_tokens: Ints  # KV tokens read by its decodes
     kv_used_tokens: Ints  # KV held by unfinished requests (evictable cache not counted)
     waiting: Ints  # requests queued when it was launched
-    stalled: Ints  # requests with work to do and a live deadline that made no progress in it
+    stalled: Ints  # requests between their first and last token that had no part in it
 
 
 @dataclass
@@ -90,7 +155,8 @@ class RunResult:
     retractions: int = 0
     recompute_tokens: int = 0  # tokens prefilled again after a preemption
     prefill_tokens: int = 0  # all tokens prefilled, the recomputed ones included
-    swapped_tokens: int = 0
+    swapped_tokens: int = 0  # tokens of KV that were moved to the host
+    fallbacks: int = 0  # iterations that stock scheduling took because planning failed
     wall_s: float = 0.0
     notes: dict[str, float] = field(default_factory=dict)  # counters of the scheduler's own
 
@@ -135,6 +201,7 @@ class RunResult:
             "recompute_tokens": self.recompute_tokens,
             "recompute_tax": _per(self.recompute_tokens, self.prefill_tokens),
             "swapped_tokens": self.swapped_tokens,
+            "fallbacks": self.fallbacks,
             "stalled_iterations": int((its.stalled > 0).sum()),
             "stall_share": _share(its.stalled > 0),
             "kv_use": {
@@ -159,12 +226,17 @@ class RunResult:
     def _of(self, pick: NDArray[np.bool_]) -> dict[str, Any]:
         rows, span = self.requests, self.virtual_s
         attained, finished = rows.attained & pick, rows.finished & pick
+        late = misses(rows.limits, rows.figures)  # what never came was late
+        pauses = rows.max_gap_s[finished]
         return {
             "requests": int(pick.sum()),
             "finished": int(finished.sum()),
             "attainment": _share(rows.attained[pick]),
-            "ttft_attainment": _share((rows.ttft_s <= rows.ttft_limit_s)[pick]),
-            "tbt_attainment": _share((rows.tbt_s <= rows.tbt_limit_s)[pick]),
+            "attainment_by_rule": {rule: _share(kept[pick]) for rule, kept in rows.attained_by_rule.items()},
+            "misses": {reason: int(missed[pick].sum()) for reason, missed in rows.misses.items()},
+            "longest_pause_s": {"p99": p99_s(pauses), "max": float(pauses.max(initial=0.0))},
+            "ttft_attainment": _share(~late["ttft"][pick]),
+            "gap_attainment": _share(~np.logical_or.reduce([late[r] for r in GAP_REASONS])[pick]),
             "goodput_rps": _per(float(attained.sum()), span),
             "token_goodput_tps": _per(float(rows.output_tokens[attained].sum()), span),
             "throughput_tps": _per(float(rows.output_tokens[finished].sum()), span),
@@ -207,14 +279,6 @@ class RunResult:
         )
 
 
-def gap_figures(token_times_s: Floats) -> tuple[float, float, float]:
-    """99th percentile, mean and largest gap, s, of one request's token times [k]; zeros for one token."""
-    if len(token_times_s) < 2:
-        return 0.0, 0.0, 0.0
-    gaps = np.diff(token_times_s)
-    return p99_s(gaps), float(gaps.mean()), float(gaps.max())
-
-
 def empty_requests(
     class_id: Ints, arrival_s: Floats, input_tokens: Ints, output_tokens: Ints, limits: list[Slo]
 ) -> Requests:
@@ -227,13 +291,19 @@ def empty_requests(
         output_tokens=output_tokens,
         ttft_limit_s=np.array([s.ttft_s for s in limits], float)[class_id],
         tbt_limit_s=np.array([s.tbt_s for s in limits], float)[class_id],
+        tpot_limit_s=np.array([s.tpot_s for s in limits], float)[class_id],
+        e2e_limit_s=np.array([s.e2e_s for s in limits], float)[class_id],
+        max_pause_s=np.array([s.max_pause_s for s in limits], float)[class_id],
+        gap_rule=np.array([s.gap_rule for s in limits], np.int64)[class_id],
         ttft_s=np.full(n, math.inf),
         tbt_s=np.full(n, math.inf),
         tpot_s=np.full(n, math.inf),
         max_gap_s=np.full(n, math.inf),
+        pace_lag_s=np.full(n, math.inf),
         end_s=np.full(n, math.inf),
         cached_tokens=np.zeros(n, np.int64),
         preemptions=np.zeros(n, np.int64),
+        refused=np.zeros(n, bool),
     )
 
 
