@@ -171,6 +171,11 @@ def server(slo_yaml: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory)
         yield shared
 
 
+def pytest_configure() -> None:
+    """Servers are stopped, too, where the tests are told to end: as by the keyboard."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests two processes may not part (`pytest -n 2 --dist loadgroup`), and the longest groups first.
 

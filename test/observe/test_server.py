@@ -92,7 +92,7 @@ def test_status_counts_what_clients_were_told(url: str) -> None:
 def test_client_that_leaves_is_counted_and_nothing_stays_running(url: str, server: Server) -> None:
     server.settle()
     before = status(url)["replicas"][0]["totals"]
-    body = {"text": "hello", "stream": True, "sampling_params": {**PARAMS, "max_new_tokens": 100_000}}
+    body = {"text": "hello", "stream": True, "sampling_params": {**PARAMS, "max_new_tokens": 10_000}}
     headers = {"x-slo-class": "easy"}
     with requests.post(
         url + "/generate", json=body, headers=headers, stream=True, timeout=PATIENCE_S
