@@ -14,6 +14,8 @@ import pytest
 
 from sglang_slo.attention import attention_line
 
+pytestmark = pytest.mark.alone
+
 HOPPER, BLACKWELL, AMPERE = "9.0", "10.0", "8.0"
 COMMON = {
     "hidden_size": 64,
