@@ -34,6 +34,9 @@ HEADINGS = {
 }
 PREFACE = """# Results
 
+**Judged by the p99 rule of version 0.1**: a limit on gaps held for the 99th percentile of a request's gaps. Version 0.2
+judges every gap, unless a request asks for `percentile: 99`.
+
 Made by `python benchmark/results.py`; do not edit. Runs of the twin (`python -m sglang_slo.twin`): the real scheduler
 classes in virtual time on **modelled** latency profiles of the devices named, not measurements on them. Attainment:
 share of requests with both limits kept (time to first token, 99th percentile gap). Every figure is the mean over

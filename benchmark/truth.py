@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from client import replay
 from servers import ServerError, end_cleanly, server
 from sglang_slo.core.latency import ProfileError
-from sglang_slo.profile import MEASURE_ENV, describe, of_running
+from sglang_slo.measuring import MEASURE_ENV, describe
+from sglang_slo.profile import of_running
 from sglang_slo.runtime.iteration_log import ENV as ITERATION_LOG
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.runs import Spec, run_all

@@ -4,11 +4,16 @@
 # The environment lies in a cache folder under a name made from the lock file and the Python version, so every checkout
 # with the same lock uses the same one. It holds dependencies only: put the checkout's python/ folder on PYTHONPATH
 # (serve.sh and test.sh do). An environment counts only once its `.complete` file is there, which is written last:
-# what a killed install leaves behind is removed and built again. Two builds at once wait for each other.
+# what a killed install leaves behind is removed and built again. Two builds at once wait for each other. Environments
+# that nobody asked for in a month, of locks that have changed since, are removed, but none that a process still uses.
+#
+#   scripts/env.sh            makes the environment, prints its python
+#   scripts/env.sh --remove   removes every environment and what this script left in the checkout
 #
 #   SGLANG_SLO_ENV_DIR   folder for environments   (default: sglang-slo in the user's cache folder)
 #   SGLANG_SLO_PYTHON    python to build with      (default: the first of 3.12, 3.11, 3.13, 3.10, python3 that works)
 #   SGLANG_SLO_LOCK      lock file                 (default: requirements.lock of this checkout)
+#   SGLANG_SLO_ENV_DAYS  days after which an environment that nobody asked for goes (default: 30; 0: never)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lock=${SGLANG_SLO_LOCK:-$root/requirements.lock}
@@ -52,10 +57,49 @@ entry_points() { # SGLang finds our plugins by package metadata, which must lie 
     touch "$stamp"
 }
 
+in_use() { # does any process run from this environment, or with its libraries?
+    # The name goes in by standard input: grep's own command line is among those that are read.
+    grep -sqaFf - /proc/[0-9]*/cmdline /proc/[0-9]*/maps <<<"$1/"
+}
+
+remove() { # remove ENV_DIR WHY; keeps what is in use
+    in_use "$1" && { say "kept, as a process uses it: $1"; return 1; }
+    say "removing $1 ($2)"
+    rm -rf "$1" "$1.lock"
+}
+
+prune() { # prune ENV_DIR: every other environment that was not asked for lately
+    local days=${SGLANG_SLO_ENV_DAYS:-30} other
+    [[ $days =~ ^[0-9]+$ ]] || die "SGLANG_SLO_ENV_DAYS: need a whole number of days, got $days"
+    ((days > 0)) || return 0
+    for other in "$envs"/env-*/; do
+        other=${other%/}
+        [[ $other != "$1" && -e $other/.complete ]] || continue
+        [[ -n $(find "$other/.complete" -mtime "+$((days - 1))") ]] || continue
+        remove "$other" "asked for last more than $days days ago" || true
+    done
+}
+
+remove_all() {
+    local env kept=0
+    for env in "$envs"/env-*/; do
+        [[ -d $env ]] && { remove "${env%/}" "as asked" || kept=1; }
+    done
+    [[ -n ${SGLANG_SLO_LOCK:-} ]] || rm -rf "$root/python/sglang_slo.egg-info"
+    rmdir "$envs" 2>/dev/null || true
+    [[ ! -d $envs ]] || say "left there: $envs (demo model, latency profiles, length models; delete it if you will)"
+    return "$kept"
+}
+
+envs=${SGLANG_SLO_ENV_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sglang-slo}
+case ${1:-} in
+    "") ;;
+    --remove) remove_all; exit ;;
+    *) die "unknown argument $1; accepted: --remove, or none" ;;
+esac
 [[ -f $lock ]] || die "no lock file: $lock"
 python=$(find_python)
 version=$("$python" -c 'import platform; print("-".join([*platform.python_version_tuple()[:2], platform.machine()]))')
-envs=${SGLANG_SLO_ENV_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sglang-slo}
 env=$envs/env-$( (cat "$lock"; echo "$version") | sha256sum | cut -c1-16)
 mkdir -p "$envs"
 if [[ ! -e $env/.complete ]]; then
@@ -64,5 +108,7 @@ if [[ ! -e $env/.complete ]]; then
     [[ -e $env/.complete ]] || build "$env" "$python"
     exec 9>&-
 fi
+touch -c "$env/.complete" # its time is when it was last asked for
+prune "$env"
 [[ -n ${SGLANG_SLO_LOCK:-} ]] || entry_points "$env/bin/python"
 echo "$env/bin/python"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Makes the environment and passes the tests: lint, format, types, then pytest with the arguments given.
+# Makes the environment and passes the tests: lint, format, types, import contracts, then pytest with the arguments given.
 #   scripts/test.sh -m 'not server'     leaves out the tests that start a real server
+#   scripts/test.sh test/core           one room's
+#   SGLANG_SLO_TEST_JOBS=1              how many processes share the tests (default: 2; 0: none but pytest's own)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$("$root/scripts/env.sh" | tail -n 1)
@@ -10,4 +12,5 @@ cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest "$@"
+lint-imports
+exec "$python" -m pytest -n "${SGLANG_SLO_TEST_JOBS:-2}" --dist loadgroup --no-loadscope-reorder "$@"

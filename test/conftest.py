@@ -18,6 +18,8 @@ import pytest
 import requests
 from hypothesis import settings
 
+from sglang_slo.core.latency import Coefficients, LatencyModel
+
 # a busy machine is no failure: what a test claims never depends on time
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -25,7 +27,17 @@ settings.load_profile("patient")
 START_LIMIT_S = 900
 LAUNCH = ("-m", "sglang_slo.launch_server")
 STATUS_AGE_S = 1.5  # more than /slo/status is ever behind
-CLASSES = "classes:\n  chat: {ttft_ms: 60000, tbt_ms: 60000}\n  batch: {}\n"  # kept on any machine
+PATIENCE_S = 600  # for what must happen sooner or later, on a busy machine too
+PROFILE_FLAG = "--slo-profile"
+# `chat` and `easy` are kept on any machine, `hopeless` on none
+CLASSES = """classes:
+  chat: {ttft_ms: 60000, tbt_ms: 60000}
+  batch: {}
+  easy: {ttft_ms: 600000, tbt_ms: 600000}
+  hopeless: {ttft_ms: 0.001, tbt_ms: 0.001}
+"""
+# Some machine's: no test server has to measure its own, and all plan alike.
+PROFILE = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="test", measured=True)
 
 
 class Server:
@@ -33,6 +45,7 @@ class Server:
 
     def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
         self.log = log
+        self.request_log = log.with_name("requests.jsonl")  # where it was asked for
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         with log.open("w") as out:
@@ -76,7 +89,7 @@ class Server:
     def settle(self) -> None:
         """Until nothing runs and `/slo/status` tells of all that has."""
         seen: Any = None
-        for _ in range(100):
+        for _ in range(int(PATIENCE_S / STATUS_AGE_S)):
             told = [(r["now"]["running"], r["totals"]["finished"]) for r in self.status()["replicas"]]
             if told == seen and not any(running for running, _ in told):
                 return
@@ -100,7 +113,13 @@ def free_port() -> int:
 def running(
     folder: Path, *flags: str, python: Sequence[str] = LAUNCH, env: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server started by Python with the arguments `python` and `flags`, ready to answer."""
+    """A server started by Python with the arguments `python` and `flags`, ready to answer.
+
+    Ours starts on PROFILE unless told otherwise: measuring takes seconds of each start, and depends on the machine.
+    """
+    if python == LAUNCH and PROFILE_FLAG not in flags:
+        PROFILE.save(folder / "profile.json")
+        flags = (*flags, PROFILE_FLAG, str(folder / "profile.json"))
     command = [sys.executable, *python, *flags]
     server = Server(command, env or {}, folder / "server.log")
     try:
@@ -112,7 +131,7 @@ def running(
 
 @pytest.fixture(scope="session")
 def slo_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings with a class `chat` that any machine keeps, and `batch` without limits."""
+    """Settings with the classes of CLASSES."""
     file = tmp_path_factory.mktemp("settings") / "slo.yaml"
     file.write_text(CLASSES)
     return file
@@ -142,9 +161,30 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(slo_yaml: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The demo model under our scheduler; shared by all tests that need no flags of their own."""
+    folder = tmp_path_factory.mktemp("shared")
     # idle schedulers spin: this one would take a core from the servers that other tests start beside it
     flags = ["--slo-config", str(slo_yaml), "--enable-metrics", "--sleep-on-idle"]
+    flags += ["--slo-request-log", str(folder / "requests.jsonl")]
     flags += ["--enable-lora", "--lora-paths", f"other={lora}", "--lora-backend", "torch_native"]
-    with running(tmp_path_factory.mktemp("shared"), *flags) as shared:
+    with running(folder, *flags) as shared:
         assert shared.status()["policy"] == "slo"
         yield shared
+
+
+def pytest_configure() -> None:
+    """Servers are stopped, too, where the tests are told to end: as by the keyboard."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests two processes may not part (`pytest -n 2 --dist loadgroup`), and the longest groups first.
+
+    Those of the shared server stay together, so that it is started once; other tests stay with their file, whose
+    fixtures they share, except where each makes all that it needs.
+    """
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("shared server"))
+        elif item.get_closest_marker("alone") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("server") is None)

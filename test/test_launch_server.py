@@ -49,34 +49,24 @@ def test_an_unusable_setting_ends_with_its_name(
 
 
 def test_without_a_model_the_demo_model_is_served_and_said_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(launch_server, "_has_cuda", lambda: False)
     argv = launch_server.with_defaults(["--max-total-tokens", "99"])
     assert argv == ["--max-total-tokens", "99", "--model-path", str(tmp_path / "demo"), "--dtype", "float32"]
     assert "random" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", [["--model-path", "m"], ["--model=m"], ["m"]])
-def test_a_named_model_is_served_as_it_is(model: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_server, "_has_cuda", lambda: False)
+def test_a_named_model_is_served_as_it_is(model: list[str]) -> None:
     expected = ["--model-path", "m"] if model == ["m"] else model
     assert launch_server.with_defaults(model) == expected
 
 
-def test_a_model_in_sglangs_own_config_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_server, "_has_cuda", lambda: True)
+def test_a_model_in_sglangs_own_config_file_counts(tmp_path: Path) -> None:
     file = tmp_path / "sglang.yaml"
     file.write_text("model-path: m\nattention_backend: triton\n")
     argv = ["--config", str(file)]
     assert launch_server.with_defaults(argv) == argv
-
-
-def test_on_cuda_flashinfer_is_the_default_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_server, "_has_cuda", lambda: True)
-    assert launch_server.with_defaults(["--model=m"])[-2:] == ["--attention-backend", "flashinfer"]
-    for flag in ("--attention-backend=fa3", "--prefill-attention-backend=fa3"):
-        assert launch_server.with_defaults(["--model=m", flag]) == ["--model=m", flag]
 
 
 @pytest.mark.parametrize(("cores", "ranks", "shares"), [(4, 2, "0,1|2,3"), (3, 2, "0|1,2"), (1, 2, "0|0")])
@@ -92,7 +82,16 @@ def test_on_a_cpu_the_ranks_share_the_cores(
 def test_contradicting_flags_end_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sglang_slo.runtime.flags.refusals", lambda args, config: ["--x: because"])
     with pytest.raises(SystemExit, match="--x: because"):
-        launch_server.say_how_it_runs(None, launch_server.SloConfig())
+        launch_server.say_how_it_runs(None, launch_server.SloConfig(), set())
+
+
+def test_the_front_door_does_not_claim_what_only_a_built_scheduler_knows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sglang_slo.runtime.flags.refusals", lambda args, config: [])
+    monkeypatch.setattr("sglang_slo.attention.attention_line", lambda args, given: "attention")
+    launch_server.say_how_it_runs(None, launch_server.SloConfig(), set())
+    assert "scheduling by deadline" not in capsys.readouterr().err
 
 
 def test_the_command_lists_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:

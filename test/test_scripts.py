@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "SGLANG_SLO_LOCK": str(lock), "SGLANG_SLO_ENV_DIR": str(folder / "envs")}
 
 
-def start(settings: dict[str, str]) -> subprocess.Popen[str]:
+def start(settings: dict[str, str], *args: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen([ENV_SH], env=settings, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([ENV_SH, *args], env=settings, stdout=pipe, stderr=pipe, text=True)
 
 
 def made(settings: dict[str, str]) -> tuple[Path, str]:
@@ -61,6 +62,42 @@ def test_two_builds_of_another_lock_at_once_make_one_more(python: Path, settings
     assert [p.returncode for p in both] == [0, 0]
     assert outs[0][0] == outs[1][0] != f"{python}\n"
     assert sum("building" in said for _, said in outs) == 1
+
+
+DAY_S = 86400
+
+
+def test_an_environment_that_nobody_asks_for_goes_but_none_in_use(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**settings, "SGLANG_SLO_ENV_DIR": str(tmp_path)}
+    for name, days in {"env-old": 31, "env-used": 31, "env-new": 29}.items():
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / ".complete").touch()
+        then = time.time() - days * DAY_S
+        os.utime(tmp_path / name / ".complete", (then, then))
+    sleep = tmp_path / "env-used" / "bin" / "sleep"
+    sleep.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(sleep), "600"]) as user:
+        try:
+            current, said = made(settings)
+            assert "removing" in said and "env-old" in said
+            left = {path.name for path in tmp_path.glob("env-*") if path.is_dir()}
+            assert left == {"env-used", "env-new", current.parent.parent.name}
+            removal = start(settings, "--remove")
+            _, said = removal.communicate()
+            assert removal.returncode == 1 and "kept, as a process uses it" in said
+            assert [path.name for path in tmp_path.glob("env-*") if path.is_dir()] == ["env-used"]
+        finally:
+            user.kill()
+    assert start(settings, "--remove").wait() == 0
+    assert not tmp_path.exists()
+
+
+def test_an_unknown_argument_is_refused_by_name(settings: dict[str, str]) -> None:
+    process = start(settings, "--removal")
+    assert process.wait() != 0 and process.stderr is not None
+    assert "--removal" in process.stderr.read()
 
 
 def test_a_python_that_cannot_do_it_is_named(settings: dict[str, str]) -> None:

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "serve": ("sglang_slo.launch_server", "start a server; every SGLang flag and every --slo-* flag"),
     "twin": ("sglang_slo.twin.__main__", "SGLang's real scheduler in virtual time: compare, plan, report"),
+    "profile": (
+        "sglang_slo.profile",
+        "measure how long a server's iterations take, for --slo-profile and the twin",
+    ),
     "estimator": ("sglang_slo.estimator.__main__", "train and check the predictor of output lengths"),
 }
 

@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from sglang.srt.utils import kill_process_tree
 
     load_plugins()
-    server_args = prepare_server_args(with_defaults(rest))
-    say_how_it_runs(server_args, config)
+    argv = with_defaults(rest)
+    server_args = prepare_server_args(argv)
+    say_how_it_runs(server_args, config, given_flags(argv))
     bind_cpus(server_args)
 
     from sglang.launch_server import run_server
@@ -62,16 +63,13 @@ def read_slo_flags(argv: Sequence[str]) -> tuple[SloConfig, list[str]]:
 
 
 def with_defaults(argv: Sequence[str]) -> list[str]:
-    """SGLang's flags, with the demo model and with FlashInfer (on CUDA) where nothing else is named."""
+    """SGLang's flags, with the demo model where no model is named. What else is left out SGLang decides."""
     argv = list(argv)
     if argv and not argv[0].startswith("-"):  # `sglang serve MODEL` is accepted by SGLang's own command
         argv = ["--model-path", *argv]
     given = given_flags(argv)
     if not given & {"--model-path", "--model"}:
         argv += demo_flags(given)
-    backends = {"--attention-backend", "--prefill-attention-backend", "--decode-attention-backend"}
-    if not given & backends and _has_cuda():
-        argv += ["--attention-backend", "flashinfer"]
     return argv
 
 
@@ -97,20 +95,22 @@ def demo_flags(given: set[str]) -> list[str]:
     return ["--model-path", path, *extra]
 
 
-def say_how_it_runs(server_args: Any, config: SloConfig) -> None:
-    """Say which scheduler will run, and why if not ours. Ends the process if flags contradict each other."""
-    from sglang_slo.runtime.flags import refusals, stock_reasons
+def say_how_it_runs(server_args: Any, config: SloConfig, given: set[str]) -> None:
+    """Say what is known before anything is built. Ends the process if flags contradict each other.
+
+    Whether deadlines are scheduled by is not known here: only a built scheduler knows its model and its cache, and
+    says it in the log itself (`runtime/scheduler.py`).
+    """
+    from sglang_slo.attention import attention_line
+    from sglang_slo.runtime.flags import refusals
 
     if config.policy == "off":
         return _say("--slo-policy off: stock SGLang; deadlines are not read")
     refused = refusals(server_args, config)
     if refused:
         raise SystemExit("\n".join(f"{PROG}: error: {message}" for message in refused))
-    stock = stock_reasons(server_args, config)
-    if stock:
-        _say("deadlines are read and judged, but scheduling is stock SGLang's: " + "; ".join(stock))
-    else:
-        _say("scheduling by deadline")
+    _say(attention_line(server_args, given))
+    _say("deadlines are read and judged; each scheduler says below whether it schedules by them")
 
 
 def bind_cpus(server_args: Any) -> None:
@@ -138,12 +138,6 @@ def _check_installed() -> None:
         )
     if allowed and "sglang_slo" not in allowed.replace(" ", "").split(","):
         raise SystemExit(f"{PROG}: error: SGLANG_PLUGINS={allowed}: add sglang_slo to it, or leave it unset")
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.version.hip is None
 
 
 def _help() -> None:

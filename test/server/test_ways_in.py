@@ -16,7 +16,7 @@ from sglang_slo.core.slo import SloClass
 from sglang_slo.runtime import plan_log
 from sglang_slo.runtime.demo_model import demo_model_path
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.alone]
 
 SMALL = ["--dtype", "float32", "--max-total-tokens", "20000"]
 SGLANG_SERVE = ("-c", "from sglang.cli.main import main; main()", "serve")  # as its `sglang` command

@@ -56,7 +56,7 @@ def test_invariants_hold_in_every_iteration(scheduler: str, workload: str) -> No
 
 @pytest.mark.parametrize("part", PARTS)
 def test_with_each_part_switched_off_everyone_is_served_and_the_device_never_waits(part: str) -> None:
-    result = driver.run(small("mix"), "slo", list(PARTS[part]))
+    result = driver.run(small("mix", 20), "slo", list(PARTS[part]))
     assert result.requests.finished.all()
     assert not result.fallbacks
     assert _idle_s(result) < 1e-9

@@ -27,7 +27,7 @@ from sglang.version import __version__ as sglang_version
 from sglang_slo.core.fit import fit, guesses, predict_s, residual_quantile
 from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, ProfileError
 from sglang_slo.core.samples import Samples
-from sglang_slo.profile import MEASURE_ENV, describe
+from sglang_slo.measuring import MEASURE_ENV, describe
 from sglang_slo.runtime.demo_model import cache_dir
 
 logger = logging.getLogger(__name__)

@@ -116,6 +116,8 @@ class SloScheduler(stock.Scheduler):
         self._gauges = partial(gauges, self)
         self._plan_log = PlanLog(self.ps.tp_rank)
         self.slo_on = True
+        if rank0:
+            logger.info("sglang-slo: scheduling by deadline")
 
     def make_lengths(self) -> ArrivingLengths:
         """The predictor of output lengths, on the rank that broadcasts."""
