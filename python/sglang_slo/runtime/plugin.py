@@ -67,7 +67,7 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if _may_serve_http():
-        from sglang_slo.runtime.http_app import serve_with_deadlines
+        from sglang_slo.server.http_app import serve_with_deadlines
 
         HookRegistry.register(HTTP_SERVER, serve_with_deadlines, HookType.AROUND)
     if not switched_on():

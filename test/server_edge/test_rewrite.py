@@ -13,8 +13,8 @@ from bad_limits import BAD, BODY
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import SloClass
-from sglang_slo.runtime.limits import NOTHING, LimitError, parse_headers
-from sglang_slo.runtime.rewrite import rewrite
+from sglang_slo.server.limits import NOTHING, LimitError, parse_headers
+from sglang_slo.server.rewrite import rewrite
 
 CONFIG = SloConfig(classes={"chat": SloClass(500, 50)})
 CHAT = {"ttft_ms": 500.0, "tbt_ms": 50.0, "class": "chat", "received_s": 7.0, "resolved": True}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bad_limits import BAD
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import BEST_EFFORT, MAX_LIMIT_MS, Slo, SloClass
-from sglang_slo.runtime.limits import (
+from sglang_slo.server.limits import (
     FIELDS,
     HEADERS,
     LimitError,

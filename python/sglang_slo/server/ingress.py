@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 
 from sglang_slo.config import SloConfig
-from sglang_slo.runtime.limits import LimitError, parse_headers
-from sglang_slo.runtime.rewrite import rewrite
-from sglang_slo.runtime.shed import shed_answers
+from sglang_slo.server.limits import LimitError, parse_headers
+from sglang_slo.server.rewrite import rewrite
+from sglang_slo.server.shed import shed_answers
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -13,7 +13,7 @@ import orjson
 
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
-from sglang_slo.runtime.limits import LimitError, Limits, parse, resolve, to_wire
+from sglang_slo.server.limits import LimitError, Limits, parse, resolve, to_wire
 
 
 def rewrite(body: bytes, headers: Limits, native: bool, config: SloConfig) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import SloClass
-from sglang_slo.runtime.ingress import Ingress
+from sglang_slo.server.ingress import Ingress
 
 CONFIG = SloConfig(classes={"chat": SloClass(500, 50)})
 PATHS = ["/generate", "/v1/completions", "/v1/chat/completions"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_slo.runtime.shed import shed_answers
+from sglang_slo.server.shed import shed_answers
 
 NATIVE = b'data: {"text":"","meta_info":{"finish_reason":{"type":"abort","status_code":503}}}\n\n'
 OPENAI = b'data: {"error":{"message":"full","code":503}}\n\n'
