@@ -1,30 +1,22 @@
-"""Deadlines in: a thin ASGI layer before SGLang's endpoints that reads limits and writes `custom_params`.
+"""The ASGI layer before SGLang's endpoints: it carries headers and body to the door, and answers for it.
 
-It sits innermost, behind authentication and decompression, on /generate, /v1/completions and
-/v1/chat/completions. A bad limit gets HTTP 400 naming the field, and SGLang never sees the request. A
-request that brings no limit passes through untouched: the scheduler applies the server's defaults itself
-(`limits.slo_of`). Responses, streaming or not, are not touched at all.
+It sits innermost, behind authentication and decompression, around every POST and PUT, and changes nothing that passes.
+The status line of an answer is held back until its first piece is there: by then the door has been passed, and a
+request that was refused there gets its 400 (or 429, 503) instead, streaming or not, whatever SGLang made of the refusal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-
-import orjson
+from collections.abc import Awaitable, Callable
 
 from sglang_slo.config import SloConfig
-from sglang_slo.server.limits import LimitError, parse_headers
-from sglang_slo.server.rewrite import rewrite
-from sglang_slo.server.shed import shed_answers
+from sglang_slo.server.errors import FieldError
+from sglang_slo.server.refusals import Send, refuse, turn_away
+from sglang_slo.server.visit import VISIT, Message, Receive, Visit
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-NATIVE = "/generate"
-OPENAI = ("/v1/completions", "/v1/chat/completions")
+BACKGROUND = "/v1/responses"  # may answer before the model is asked
 
 
 class Ingress:
@@ -35,71 +27,71 @@ class Ingress:
         self.config = config
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass on what is not ours; else read the body and rewrite it, or answer 400."""
-        path = _path(scope)
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT") or path not in (NATIVE, *OPENAI):
+        """Pass on the request, and the answer unless the door has refused it."""
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
             return await self.app(scope, receive, send)
-        body = await _read(receive)
-        if body is None:  # the client left before it had sent everything
-            return None
+        visit = Visit(_path(scope), scope["headers"], self.config)
+        answer = Answer(visit, send)
+        token = VISIT.set(visit)
         try:
-            headers = parse_headers((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"])
-            new = rewrite(body, headers, native=path == NATIVE, config=self.config)
-        except LimitError as error:
-            return await _refuse(error, native=path == NATIVE, send=send)
-        if new is not body:
-            scope = {**scope, "headers": _with_length(scope["headers"], len(new))}
-        if self.config.queue_limit_s is not None:
-            send = shed_answers(send, self.config.queue_limit_s)
-        return await self.app(scope, _replay(new, receive), send)
+            await self.app(scope, visit.listening(receive), answer.send)
+        except Exception:
+            if not await answer.replaced():
+                raise
+        finally:
+            VISIT.reset(token)
+        return None
+
+
+class Answer:
+    """`send` of one answer, whose start waits for the first piece of the body."""
+
+    def __init__(self, visit: Visit, send: Send) -> None:
+        self._visit, self._send = visit, send
+        self._held: Message | None = None
+        self._begun = self._replaced = False
+
+    async def send(self, message: Message) -> None:
+        """Send on; the first piece decides what the answer is."""
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            self._held = message
+            return
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._look(held["status"])
+            if await self.replaced():
+                return
+            self._begun = True
+            await self._send(held)
+        await self._send(message)
+
+    async def replaced(self) -> bool:
+        """Answer for the door if it has refused and nothing has been sent. Returns whether it did."""
+        visit = self._visit
+        if self._begun or self._replaced:
+            return self._replaced
+        if visit.refused is not None:
+            self._replaced = True
+            await refuse(self._send, visit.path, visit.refused)
+        elif visit.turned_away is not None:
+            self._replaced = True
+            await turn_away(self._send, visit.path, visit.turned_away, visit.config.queue_limit_s)
+        return self._replaced
+
+    def _look(self, status: int) -> None:
+        # What SGLang refused by itself, before the door: perhaps for a limit that is no JSON to it (NaN, 1e999), and
+        # the client is to read which. What it answered without the model, and only begins to work on.
+        visit = self._visit
+        if not visit.reached and (status == 400 or (status == 200 and visit.path == BACKGROUND)):
+            try:
+                visit.check()
+            except FieldError as error:
+                visit.refused = error
 
 
 def _path(scope: Message) -> str:
     path: str = scope.get("path", "")
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
-
-
-async def _read(receive: Receive) -> bytes | None:
-    chunks: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    # The body once, then whatever the client does next: SGLang listens for its leaving.
-    sent = False
-
-    async def next_message() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return next_message
-
-
-def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
-    kept = [(k, v) for k, v in headers if k.lower() not in (b"content-length", b"transfer-encoding")]
-    return [*kept, (b"content-length", str(length).encode())]
-
-
-async def _refuse(error: LimitError, native: bool, send: Send) -> None:
-    detail = {
-        "object": "error",
-        "message": str(error),
-        "type": "BadRequestError",
-        "param": error.field,
-        "code": 400,
-    }
-    # SGLang's /generate nests its errors, its OpenAI endpoints do not; OpenAI's own clients read both.
-    payload = orjson.dumps({"error": detail} if native else {**detail, "error": detail})
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": payload})

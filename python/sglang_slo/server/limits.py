@@ -1,45 +1,31 @@
-"""From what a client sent to the limits of its request: headers and the `slo` field, checked and resolved.
+"""From what a client said to the limits of its request: checked, completed and put into the form that is trusted.
 
-Pure and strict: the body beats headers, numbers beat the class, the class beats the server's own numbers; a
-`null` limit says "none". Whatever cannot be used raises LimitError naming the field and what is accepted:
-nothing is ever replaced by a default in silence. The HTTP side writes the result with `to_wire`; the
-scheduler reads it back, or what an offline caller wrote by hand, with `slo_of`.
+Pure and strict. Whatever cannot be used raises LimitError naming the field and what is accepted; nothing is
+ever replaced by a default in silence. `parse` reads the `slo` object of a body; headers.py and body.py read the
+other places; `resolve` completes what was said from the class, then from the server's defaults. A `null` limit
+says "none". Numbers without a class are class `custom`, numbers beside a class keep the class's name.
+
+Between HTTP server and scheduler limits travel as a `WireSlo` in `custom_params["slo"]`, which no JSON can
+make (wire.py carries it); anything else found there is a client's text and is read as such.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_slo.classes import A_NUMBER, NUMBERS_MS, PERCENTILE, contradiction, is_limit
 from sglang_slo.config import SloConfig
-from sglang_slo.core.slo import MAX_LIMIT_MS, Slo, limit_s
+from sglang_slo.core.slo import CUSTOM_CLASS, DEFAULT_CLASS, LIMITS_MS, Slo, SloClass
+from sglang_slo.server.errors import FieldError, name, shown
 
-# Header name (lower case) to field; several spellings of one field must agree.
-HEADERS = {
-    "x-slo-ttft-ms": "ttft_ms",
-    "x-slo-tbt-ms": "tbt_ms",
-    "x-slo-tpot-ms": "tbt_ms",
-    "x-slo-class": "class",
-    "x-llm-d-slo-ttft-ms": "ttft_ms",
-    "x-llm-d-slo-tpot-ms": "tbt_ms",
-}
-HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
-FIELDS = ("ttft_ms", "tbt_ms", "class")
-RESOLVED = "resolved"  # marks what `to_wire` wrote; a client that sends it is told that it is unknown
-
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
-_A_NUMBER = f"a number of ms above 0 and up to {MAX_LIMIT_MS:g}"
+FIELDS = (*LIMITS_MS, "pace", "percentile", "max_pause_ms", "class")
 
 
-class LimitError(ValueError):
+class LimitError(FieldError):
     """A limit that cannot be used. `field`: where it was found; the message names it and what is accepted."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
 
 
 @dataclass(frozen=True)
@@ -51,122 +37,149 @@ class Limits:
 
     def over(self, other: Limits) -> Limits:
         """These limits, completed by those of a weaker source."""
+        if not other.given:
+            return self
         return Limits({**other.given, **self.given}, {**other.where, **self.where})
 
 
 NOTHING = Limits({}, {})
 
 
+@dataclass(frozen=True)
+class WireSlo:
+    """What only the server may say. `received_s`: arrival, on the machine's monotone clock."""
+
+    slo: Slo
+    received_s: float
+
+
 def parse(raw: Any, where: str = "slo") -> Limits:
-    """The `slo` field of a body: an object of `ttft_ms`, `tbt_ms` (ms, null), `class`. Raises LimitError."""
+    """The `slo` object of a body, with some of `FIELDS`. Raises LimitError."""
     if raw is None:
         return NOTHING
     accepted = f"an object with some of {', '.join(FIELDS)}"
     if not isinstance(raw, Mapping):
-        raise LimitError(where, f"need {accepted}, got {_shown(raw)}")
+        raise LimitError(where, f"need {accepted}, got {shown(raw)}")
     if not raw:
         raise LimitError(where, f"empty; need {accepted}")
-    given: dict[str, Any] = {}
-    for key, value in raw.items():
-        name = f"{where}.{key}"
-        if key == "class":
-            given[key] = _class_name(value, name)
-        elif key in FIELDS:
-            given[key] = None if value is None else _number(value, name)
-        else:
-            raise LimitError(name, f"unknown field; accepted: {', '.join(FIELDS)}")
+    given = {key: _value(key, value, f"{where}.{name(key)}") for key, value in raw.items()}
     return Limits(given, {key: f"{where}.{key}" for key in given})
 
 
-def parse_headers(headers: Iterable[tuple[str, str]]) -> Limits:
-    """The limits among (name, value) pairs of a request's headers. Raises LimitError.
+def number(value: Any, where: str) -> float:
+    """A limit in ms. Raises LimitError."""
+    if not is_limit(value):
+        raise LimitError(where, f"need {A_NUMBER}, got {shown(value)}")
+    return float(value)
 
-    Names are not case-sensitive. One limit may come in several spellings if they agree.
-    """
-    given: dict[str, Any] = {}
-    where: dict[str, str] = {}
-    for name, text in headers:
-        name = name.lower()
-        if not name.startswith(HEADER_PREFIXES):
-            continue
-        field = HEADERS.get(name)
-        if field is None:
-            raise LimitError(name, f"unknown header; accepted: {', '.join(HEADERS)}")
-        value = _class_name(text.strip(), name) if field == "class" else _decimal(text.strip(), name)
-        if field in given and given[field] != value:
-            both = f"{where[field]} and {name}" if where[field] != name else f"{name}, given twice"
-            raise LimitError(both, f"at odds ({given[field]} and {value}); give one, or the same in both")
-        given[field], where[field] = value, name
-    return Limits(given, where)
+
+def class_name(value: Any, where: str) -> str:
+    """The name of a class, declared or not. Raises LimitError."""
+    if not isinstance(value, str) or not value:
+        raise LimitError(where, f"need the name of a class, got {shown(value)}")
+    return value
+
+
+def _value(key: Any, value: Any, where: str) -> Any:
+    if key == "class":
+        return class_name(value, where)
+    if key in NUMBERS_MS:
+        return None if value is None else number(value, where)
+    if key == "pace":
+        if not isinstance(value, bool):
+            raise LimitError(where, f"need true or false, got {shown(value)}")
+        return value
+    if key == "percentile":
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != PERCENTILE:
+            raise LimitError(where, f"need {PERCENTILE}, got {shown(value)}")
+        return PERCENTILE
+    raise LimitError(where, f"unknown field; accepted: {', '.join(FIELDS)}")
 
 
 def resolve(limits: Limits, config: SloConfig) -> Slo:
     """The limits of a request that asked for `limits` of a server with `config`. Raises LimitError.
 
-    A class stands for both of its limits; the server's default numbers apply only where no class does.
+    What was not asked for comes from the class named, else from the server's default class or numbers.
     """
     given = limits.given
-    numbers = [field for field in ("ttft_ms", "tbt_ms") if field in given]
-    if config.classes_only and numbers:
-        raise LimitError(limits.where[numbers[0]], f"this server accepts classes only: {_classes(config)}")
-    name = given.get("class", config.default_class)
-    if name is not None and name not in config.classes:
-        raise LimitError(limits.where["class"], f"unknown class {_shown(name)}; accepted: {_classes(config)}")
-    base = config.classes[name] if name is not None else config
-    ttft_ms = _floor(given.get("ttft_ms", base.ttft_ms), config.min_ttft_ms)
-    tbt_ms = _floor(given.get("tbt_ms", base.tbt_ms), config.min_tbt_ms)
-    return Slo(limit_s(ttft_ms), limit_s(tbt_ms), name or "default")
+    own = [field for field in given if field != "class"]
+    if config.classes_only and own:
+        raise LimitError(limits.where[own[0]], f"this server accepts classes only: {_classes(config)}")
+    label = given.get("class")
+    if label is not None and label not in config.classes:
+        raise LimitError(limits.where["class"], f"unknown class {shown(label)}; accepted: {_classes(config)}")
+    base_name = label or config.default_class
+    base = config.default_limits() if base_name is None else config.classes[base_name]
+    asked = _over(base, given)
+    problem = contradiction(asked)
+    if problem is not None:
+        field, text = problem
+        raise LimitError(limits.where.get(field, field), text)
+    if label is None:
+        label = CUSTOM_CLASS if own else base_name or DEFAULT_CLASS
+    return _floored(asked, config).slo(label)
 
 
-def to_wire(slo: Slo, received_s: float) -> dict[str, Any]:
-    """The form in which limits travel in `sampling_params.custom_params["slo"]`: ms, None for no limit.
-
-    `received_s`: when the request reached the server, on the machine's monotone clock.
-    """
-    return {
-        "ttft_ms": _wire_ms(slo.ttft_s),
-        "tbt_ms": _wire_ms(slo.tbt_s),
-        "class": slo.slo_class,
-        "received_s": received_s,
-        RESOLVED: True,
+def _over(base: SloClass, given: Mapping[str, Any]) -> SloClass:
+    """`base` with the fields given. Its rule for gaps yields to a rule that was given, and where its gap limit does."""
+    fields = {
+        field: given[field] for field in (*LIMITS_MS, "pace", "percentile", "max_pause_ms") if field in given
     }
+    asked = dataclasses.replace(base, **fields)
+    drop: dict[str, Any] = {}
+    if "pace" not in given and (given.get("percentile") is not None or asked.tbt_ms is None):
+        drop["pace"] = False
+    if "percentile" not in given and (given.get("pace") or asked.tbt_ms is None):
+        drop["percentile"] = None
+    asked = dataclasses.replace(asked, **drop)
+    if "max_pause_ms" not in given and contradiction(asked) is not None:
+        field, _ = contradiction(asked) or ("", "")
+        asked = dataclasses.replace(asked, max_pause_ms=None) if field == "max_pause_ms" else asked
+    return asked
+
+
+def _floored(limits: SloClass, config: SloConfig) -> SloClass:
+    tbt_ms = _floor(limits.tbt_ms, config.min_tbt_ms)
+    return dataclasses.replace(
+        limits,
+        ttft_ms=_floor(limits.ttft_ms, config.min_ttft_ms),
+        e2e_ms=_floor(limits.e2e_ms, config.min_ttft_ms),
+        tbt_ms=tbt_ms,
+        tpot_ms=_floor(limits.tpot_ms, config.min_tbt_ms),
+        max_pause_ms=_floor(limits.max_pause_ms, tbt_ms or 0.0),
+    )
+
+
+def to_wire(slo: Slo, received_s: float) -> WireSlo:
+    """The trusted form of limits. `received_s`: when the request reached the server, s on the monotone clock."""
+    return WireSlo(slo, received_s)
 
 
 def slo_of(custom_params: Any, config: SloConfig) -> Slo:
-    """The limits in a request's `custom_params`, a dict or None. Raises LimitError.
+    """The limits in a request's `custom_params`, a dict or None. Raises LimitError and nothing else.
 
-    Takes what `to_wire` wrote as it is; anything else is an offline caller's, checked and resolved here.
+    Takes what `to_wire` made as it is; anything else is a client's text, whatever it claims to be.
     """
     raw = custom_params.get("slo") if isinstance(custom_params, Mapping) else None
-    if isinstance(raw, Mapping) and raw.get(RESOLVED) is True:
-        return Slo(limit_s(raw["ttft_ms"]), limit_s(raw["tbt_ms"]), raw["class"])
+    if isinstance(raw, WireSlo):
+        return raw.slo
     return resolve(parse(raw, "custom_params.slo"), config)
 
 
 def received_s(custom_params: Any) -> float | None:
-    """When a request reached the server, s on the monotone clock, if the HTTP side has noted it."""
+    """When a request reached the server, s on the monotone clock, if the server has noted it."""
     raw = custom_params.get("slo") if isinstance(custom_params, Mapping) else None
-    return raw["received_s"] if isinstance(raw, Mapping) and raw.get(RESOLVED) is True else None
+    return raw.received_s if isinstance(raw, WireSlo) else None
 
 
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LimitError(where, f"need {_A_NUMBER}, got {_shown(value)}")
-    if not 0 < value <= MAX_LIMIT_MS:  # false for NaN too
-        raise LimitError(where, f"need {_A_NUMBER}, got {_shown(value)}")
-    return float(value)
-
-
-def _decimal(text: str, where: str) -> float:
-    if not _DECIMAL.fullmatch(text):  # float() alone would take "nan", "1_000" and other digits than ours
-        raise LimitError(where, f"need {_A_NUMBER}, got {_shown(text)}")
-    return _number(float(text), where)
-
-
-def _class_name(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise LimitError(where, f"need the name of a class, got {_shown(value)}")
-    return value
+def first_of(sources: Iterator[Limits]) -> Limits:
+    """Sources in order of strength, made one: field by field the strongest that says something."""
+    result = NOTHING
+    for source in sources:
+        result = result.over(source)
+    return result
 
 
 def _classes(config: SloConfig) -> str:
@@ -175,12 +188,3 @@ def _classes(config: SloConfig) -> str:
 
 def _floor(limit_ms: float | None, least_ms: float) -> float | None:
     return None if limit_ms is None else max(limit_ms, least_ms)
-
-
-def _wire_ms(limit: float) -> float | None:
-    return None if math.isinf(limit) else round(limit * 1e3, 9)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
