@@ -190,7 +190,7 @@ def test_a_bad_limit_in_custom_params_is_refused_too(name: str, body: str, heade
         return
     if name == "duplicate field":  # gone where SGLang has parsed the body; read_body sees it
         return
-    with pytest.raises(LimitError, match="sampling_params.custom_params.slo"):
+    with pytest.raises(LimitError, match=r"sampling_params\.custom_params\.slo"):
         through(one(sampling_params={"custom_params": {"slo": value}}))
 
 

@@ -231,7 +231,7 @@ def test_a_default_that_nobody_can_keep_is_refused(field: str) -> None:
 
 
 def test_names_of_other_systems_stand_for_classes_that_exist() -> None:
-    with pytest.raises(ConfigError, match="service_tiers.flex"):
+    with pytest.raises(ConfigError, match=r"service_tiers\.flex"):
         SloConfig(classes=CLASSES, service_tiers={"flex": "gold"})
     config = SloConfig(classes=CLASSES, service_tiers={"flex": "batch"}, objectives={"fast": "chat"})
     assert SloConfig.from_json(config.to_json()) == config
