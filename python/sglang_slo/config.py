@@ -19,13 +19,30 @@ from typing import Any
 
 import yaml
 
-from sglang_slo.core.slo import MAX_LIMIT_MS, SloClass
+from sglang_slo.classes import (
+    NUMBERS_MS,
+    PERCENTILE,
+    ConfigError,
+    contradiction,
+    is_limit,
+    read_classes,
+    read_names,
+)
+from sglang_slo.core.slo import MAX_LIMIT_MS, MIN_LIMIT_MS, SloClass
+
+__all__ = [
+    "ENV",
+    "ConfigError",
+    "SloConfig",
+    "add_flags",
+    "from_args",
+    "read_classes",
+    "read_yaml",
+    "settings",
+]
 
 ENV = "SGLANG_SLO_CONFIG"
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the field and what is accepted."""
+MAPS = ("classes", "service_tiers", "objectives")  # settings that need a file
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, low: float = -math.inf) -> Any:
@@ -44,11 +61,37 @@ class SloConfig:
     tbt_ms: float | None = _setting(
         None, "default limit on the gap between tokens, ms (none: best effort)", low=0
     )
+    tpot_ms: float | None = _setting(
+        None, "default limit on the mean time per output token after the first, ms", low=0
+    )
+    e2e_ms: float | None = _setting(None, "default limit from arrival to the last token, ms", low=0)
+    pace: bool = _setting(False, "the default gap limit is a reader's pace, not a limit of each gap")
+    percentile: int | None = _setting(
+        None, "99: 1 in 100 gaps may pass the default gap limit (none: no gap may)", low=0
+    )
+    max_pause_ms: float | None = _setting(
+        None, "longest gap that slo-percentile permits, ms (none: ten times the gap limit)", low=0
+    )
     default_class: str | None = _setting(None, "class of requests that name none")
     classes_only: bool = _setting(False, "accept declared classes only, no numbers from clients")
-    min_ttft_ms: float = _setting(0.0, "floor: a tighter TTFT limit is raised to this, ms", low=0)
-    min_tbt_ms: float = _setting(0.0, "floor: a tighter TBT limit is raised to this, ms", low=0)
+    min_ttft_ms: float = _setting(
+        0.0, "floor: a tighter TTFT or end-to-end limit is raised to this, ms", low=0
+    )
+    min_tbt_ms: float = _setting(0.0, "floor: a tighter TBT or TPOT limit is raised to this, ms", low=0)
+    require: bool = _setting(False, "refuse (HTTP 400) requests that come without any limit")
+    refuse: str = _setting(
+        "none",
+        "hopeless: refuse (HTTP 429) at arrival what cannot meet its limits any more; none: serve it late",
+        ("none", "hopeless"),
+    )
     classes: Mapping[str, SloClass] = field(default_factory=dict, metadata={"help": "only in the YAML file"})
+    service_tiers: Mapping[str, str] = field(
+        default_factory=dict, metadata={"help": "OpenAI's service_tier to class; only in the YAML file"}
+    )
+    objectives: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "a gateway's inference objective to class; only in the YAML file"},
+    )
     # -- parts that can be switched off one by one (DESIGN.md section 12)
     chunk: str = _setting(
         "dynamic", "prefill chunk: dynamic fits the tightest gap, fixed is SGLang's", ("dynamic", "fixed")
@@ -131,6 +174,7 @@ class SloConfig:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             _check(f, getattr(self, f.name))
+        self._check_limits()
         if not self.confidence_low <= self.confidence_high < 1:
             raise ConfigError("slo-confidence-low/high: need low <= high < 1")
         if not self.lost_share < 1:
@@ -146,6 +190,34 @@ class SloConfig:
             raise ConfigError(
                 f"slo-default-class: {self.default_class!r} is not among {sorted(self.classes)}"
             )
+
+    def _check_limits(self) -> None:
+        for name in NUMBERS_MS:
+            value = getattr(self, name)
+            if value is not None and not is_limit(value):
+                flag = "slo-" + name.replace("_", "-")
+                raise ConfigError(
+                    f"{flag}: need a number of ms from {MIN_LIMIT_MS:g} to {MAX_LIMIT_MS:g}, got {value!r}"
+                )
+        if self.percentile not in (None, PERCENTILE):
+            raise ConfigError(f"slo-percentile: need {PERCENTILE}, got {self.percentile!r}")
+        problem = contradiction(self.default_limits())
+        if problem is not None:
+            raise ConfigError(f"slo-{problem[0].replace('_', '-')}: {problem[1]}")
+        read_names(self.service_tiers, self.classes, "service_tiers")
+        read_names(self.objectives, self.classes, "objectives")
+
+    def default_limits(self) -> SloClass:
+        """The limits of a request that says nothing, on a server without a default class."""
+        return SloClass(
+            self.ttft_ms,
+            self.tbt_ms,
+            self.tpot_ms,
+            self.e2e_ms,
+            self.pace,
+            self.percentile,
+            self.max_pause_ms,
+        )
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back."""
@@ -174,7 +246,7 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
     flag = "slo-" + f.name.replace("_", "-")
     if choices and value not in choices:
         raise ConfigError(f"{flag}: need one of {', '.join(choices)}, got {value!r}")
-    if "float" in str(f.type) or f.type == "int":
+    if "float" in str(f.type) or str(f.type).startswith("int"):
         if value is None:
             if "None" not in str(f.type):
                 raise ConfigError(f"{flag}: need a number")
@@ -188,8 +260,8 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
 
 
 def settings() -> list[dataclasses.Field[Any]]:
-    """The fields that are also flags (all but the classes, which need a file)."""
-    return [f for f in dataclasses.fields(SloConfig) if f.name != "classes"]
+    """The fields that are also flags (all but the maps, which need a file)."""
+    return [f for f in dataclasses.fields(SloConfig) if f.name not in MAPS]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +274,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         kind: Any = str
         if f.type == "bool":
             kind = _bool
-        elif f.type == "int":
+        elif str(f.type).startswith("int"):
             kind = int
         elif "float" in str(f.type):
             kind = float
@@ -243,27 +315,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"slo-config {path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}"
         )
     raw["classes"] = read_classes(raw.get("classes") or {}, str(path))
+    for name in ("service_tiers", "objectives"):
+        raw[name] = read_names(raw.get(name) or {}, raw["classes"], f"{path}: {name}")
     return raw
-
-
-def read_classes(raw: Any, where: str) -> dict[str, SloClass]:
-    """`{name: {ttft_ms: .., tbt_ms: ..}}` to classes. Raises ConfigError naming the class and the field."""
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: classes: need a mapping of name to limits")
-    classes: dict[str, SloClass] = {}
-    for name, limits in raw.items():
-        if not isinstance(name, str) or not isinstance(limits, dict):
-            raise ConfigError(f"{where}: classes.{name}: need {{ttft_ms: number, tbt_ms: number}}")
-        for key, value in limits.items():
-            if key not in ("ttft_ms", "tbt_ms"):
-                raise ConfigError(f"{where}: classes.{name}.{key}: unknown; accepted: ttft_ms, tbt_ms")
-            ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_LIMIT_MS
-            if value is not None and not ok:
-                raise ConfigError(
-                    f"{where}: classes.{name}.{key}: need a number of ms above 0, got {value!r}"
-                )
-        classes[name] = SloClass(**limits)
-    return classes
 
 
 def _bool(text: str) -> bool:

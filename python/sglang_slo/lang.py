@@ -19,7 +19,7 @@ from typing import Any
 import sglang as sgl
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint as StockEndpoint
 
-from sglang_slo.runtime.limits import parse
+from sglang_slo.server.limits import parse
 
 Limits = Mapping[str, Any]
 

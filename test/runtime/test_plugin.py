@@ -39,7 +39,7 @@ def test_policy_off_adds_the_status_routes_and_nothing_else(
 ) -> None:
     from fastapi import FastAPI
 
-    from sglang_slo.runtime.http_app import prepare
+    from sglang_slo.server.http_app import prepare
 
     monkeypatch.setenv(ENV, SloConfig(policy="off").to_json())
     plugin.register()

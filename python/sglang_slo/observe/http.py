@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from sglang_slo import __version__, clock
 from sglang_slo.config import SloConfig
+from sglang_slo.server import counts
 
 FRESH_S = 0.5
 PATIENCE_S = 5.0
@@ -100,7 +101,7 @@ def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
         if config is None or config.policy == "off":
             return JSONResponse(status(config, []))
         try:
-            return JSONResponse(status(config, await shared.result()))
+            return JSONResponse({**status(config, await shared.result()), "requests": counts.snapshot()})
         except (asyncio.TimeoutError, TimeoutError):
             message = f"no answer from the scheduler within {PATIENCE_S:g} s"
             return JSONResponse({"policy": config.policy, "error": message}, status_code=503)

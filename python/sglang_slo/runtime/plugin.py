@@ -18,6 +18,8 @@ from sglang_slo.config import ENV, SloConfig
 CPU_PLATFORM = "sglang_slo_cpu"  # the entry point's name, as SGLANG_PLATFORM would give it
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 HTTP_SERVER = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
+MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+REQUEST = "sglang.srt.managers.io_struct.TokenizedGenerateReqInput"
 
 
 def cpu_platform() -> str | None:
@@ -67,20 +69,42 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if _may_serve_http():
-        from sglang_slo.runtime.http_app import serve_with_deadlines
+        from sglang_slo.server.http_app import serve_with_deadlines
 
         HookRegistry.register(HTTP_SERVER, serve_with_deadlines, HookType.AROUND)
     if not switched_on():
         return
-    if _may_serve_http():
-        from sglang_slo.observe import answers
+    from sglang_slo.server import wire
 
-        answers.install()
+    HookRegistry.register(f"{REQUEST}.wrap_pickle_fields", wire.wrap, HookType.AROUND)
+    HookRegistry.register(f"{REQUEST}.unwrap_pickle_fields", wire.unwrap, HookType.AROUND)
+    if _may_tokenize():
+        _at_the_door()
     from sglang_slo.runtime.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
 
 
+def _at_the_door() -> None:
+    """Limits in and verdicts out, in a process that tokenizes: the HTTP server, its workers, an offline Engine."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_slo.observe import answers
+    from sglang_slo.server import inputs, refusals
+    from sglang_slo.server.door import Door
+
+    config = settings()
+    assert config is not None
+    HookRegistry.register(f"{MANAGER}.generate_request", Door(config).hook, HookType.AROUND)
+    HookRegistry.register(f"{MANAGER}._create_tokenized_object", inputs.checked, HookType.AROUND)
+    HookRegistry.register(f"{MANAGER}._handle_abort_finish_reason", refusals.noted, HookType.AROUND)
+    answers.install()
+
+
 def _may_serve_http() -> bool:
     # Hooking imports SGLang's HTTP server: seconds that its scheduler processes need not pay.
     return multiprocessing.parent_process() is None or "sglang.srt.entrypoints.http_server" in sys.modules
+
+
+def _may_tokenize() -> bool:
+    return _may_serve_http() or "sglang.srt.managers.tokenizer_manager" in sys.modules

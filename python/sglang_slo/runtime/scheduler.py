@@ -30,7 +30,6 @@ from sglang_slo.runtime.applier import Applier
 from sglang_slo.runtime.book import Launch, RequestBook
 from sglang_slo.runtime.flags import uncovered
 from sglang_slo.runtime.lengths import ArrivingLengths, length_folder, vocabulary_of
-from sglang_slo.runtime.limits import LimitError, received_s, slo_of
 from sglang_slo.runtime.online_fit import OnlineFit
 from sglang_slo.runtime.pins import Pins
 from sglang_slo.runtime.plan_log import PlanLog
@@ -43,6 +42,7 @@ from sglang_slo.runtime.state import gauges
 from sglang_slo.runtime.swap import HostPool, make_host_pool
 from sglang_slo.runtime.tick import Tick, TickReceiver
 from sglang_slo.runtime.viewer import Viewer
+from sglang_slo.server.limits import LimitError, received_s, slo_of
 
 logger = logging.getLogger(__name__)
 

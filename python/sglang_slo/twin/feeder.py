@@ -14,7 +14,7 @@ from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_slo.core.slo import Slo
-from sglang_slo.runtime.limits import to_wire
+from sglang_slo.server.limits import to_wire
 from sglang_slo.twin.recorder import Recorder, request_id
 from sglang_slo.twin.tokens import prompt
 from sglang_slo.twin.workload import Workload

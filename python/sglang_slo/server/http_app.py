@@ -14,9 +14,9 @@ from typing import Any
 
 from sglang_slo.config import SloConfig
 from sglang_slo.observe.http import add_routes
-from sglang_slo.runtime.ingress import Ingress
+from sglang_slo.server.ingress import Ingress
 
-WORKER_APP = "sglang_slo.runtime.http_worker:app"
+WORKER_APP = "sglang_slo.server.http_worker:app"
 
 
 def prepare(app: Any, config: SloConfig) -> None:

@@ -4,7 +4,7 @@ from sglang.srt.entrypoints.http_server import app
 from sglang.srt.plugins import load_plugins
 
 from sglang_slo.config import SloConfig
-from sglang_slo.runtime.http_app import prepare
+from sglang_slo.server.http_app import prepare
 
 __all__ = ["app"]
 

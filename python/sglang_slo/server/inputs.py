@@ -1,0 +1,81 @@
+"""Inputs that would end SGLang's scheduler or detokenizer for everyone: refused by name as they are tokenized.
+
+A hook around `TokenizerManager._create_tokenized_object`, the one place where each item of a request, by text or by
+token ids, has been tokenized and is not yet sent. Only what can be told from the request itself is refused here; what
+depends on its neighbours in a batch is the scheduler's to plan around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sglang_slo.server import wire
+from sglang_slo.server.errors import FieldError, shown
+from sglang_slo.server.visit import VISIT
+
+MAX_PARALLEL = 4096  # `n`: SGLang makes a list of so many requests before it looks at any
+INT64 = 2**63 - 1
+
+
+def checked(original: Callable[..., Any], manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+    """The tokenized request that SGLang makes of `obj`. Raises FieldError."""
+    try:
+        try:
+            tokenized = original(manager, obj, *args, **kwargs)
+        except (TypeError, OverflowError, AttributeError) as error:
+            # a sampling parameter of a type that SGLang does arithmetic with unasked
+            raise FieldError("sampling_params or input_ids", str(error)[:200]) from error
+        vocabulary = manager.model_config.vocab_size
+        _token_ids(obj, tokenized, vocabulary)
+        _numbers(tokenized, vocabulary)
+        wire.check(tokenized)
+    except FieldError as error:
+        visit = VISIT.get()
+        if visit is not None:
+            visit.refused = error
+        raise
+    return tokenized
+
+
+def _token_ids(obj: Any, tokenized: Any, vocabulary: int) -> None:
+    # Only ids that came as ids: of a prompt with images some are the processor's own, beyond the vocabulary.
+    if obj.input_ids is None or tokenized.mm_inputs is not None or not tokenized.input_ids:
+        return
+    ids = np.frombuffer(tokenized.input_ids, np.int64)
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        bad = int(ids[(ids < 0) | (ids >= vocabulary)][0])
+        raise FieldError("input_ids", f"need token ids in [0, {vocabulary}), got {bad}")
+
+
+def _numbers(tokenized: Any, vocabulary: int) -> None:
+    params = tokenized.sampling_params
+    if params.min_new_tokens and any(not 0 <= token < vocabulary for token in params.stop_token_ids or ()):
+        raise FieldError("stop_token_ids", f"need token ids in [0, {vocabulary}) beside min_new_tokens")
+    top = getattr(tokenized, "top_logprobs_num", None)
+    if isinstance(top, int) and not 0 <= top <= vocabulary:
+        raise FieldError("top_logprobs_num", f"need a number in [0, {vocabulary}], got {shown(top)}")
+    start = getattr(tokenized, "logprob_start_len", None)
+    if isinstance(start, int) and start < -1:
+        raise FieldError("logprob_start_len", f"need -1 or more, got {shown(start)}")
+    for name in ("sampling_seed", "stream_interval"):
+        value = getattr(params, name)
+        low = 1 if name == "stream_interval" else -INT64
+        if value is not None and isinstance(value, int) and not low <= value <= INT64:
+            raise FieldError(
+                f"sampling_params.{name}", f"need an integer of at least {low} in 64 bits, got {shown(value)}"
+            )
+    for token, bias in (params.logit_bias or {}).items():
+        if isinstance(bias, float) and not np.isfinite(np.float32(bias)):
+            raise FieldError(f"logit_bias.{shown(token)}", f"need a finite number, got {shown(bias)}")
+
+
+def parallel(obj: Any) -> None:
+    """Raises FieldError for a number of samples `n` that SGLang would run out of memory with."""
+    params = obj.sampling_params
+    for row in params if isinstance(params, list) else [params]:
+        n = row.get("n", 1) if isinstance(row, dict) else 1
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PARALLEL):
+            raise FieldError("n", f"need an integer from 1 to {MAX_PARALLEL}, got {shown(n)}")

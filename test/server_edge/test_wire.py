@@ -1,0 +1,104 @@
+"""Trusted limits reach the scheduler unchanged, and nothing is sent that would end it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.managers import io_struct
+from sglang.srt.managers.io_struct import (
+    GenerateReqInput,
+    TokenizedGenerateReqInput,
+    msgpack_decode,
+    msgpack_encode,
+)
+from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sglang_slo.core.slo import Slo
+from sglang_slo.server import wire
+from sglang_slo.server.errors import FieldError
+from sglang_slo.server.inputs import checked
+from sglang_slo.server.limits import to_wire
+
+WIRE = to_wire(Slo(0.5, 0.05, "chat"), 12.5)
+VOCABULARY = 512
+
+
+def tokenized(params: dict[str, Any] | None = None, **fields: Any) -> TokenizedGenerateReqInput:
+    sampling = SamplingParams(**(params or {}))
+    sampling.normalize(None)
+    given = {
+        "input_text": None,
+        "input_ids": io_struct.array("q", [1, 2]),
+        "input_embeds": None,
+        "mm_inputs": None,
+    }
+    given |= {"token_type_ids": None, "return_logprob": False, "logprob_start_len": -1, "top_logprobs_num": 0}
+    given |= {"token_ids_logprob": None, "stream": True, "rid": "a", "time_stats": APIServerReqTimeStats()}
+    return TokenizedGenerateReqInput(sampling_params=sampling, **{**given, **fields})
+
+
+@pytest.mark.parametrize("custom", [{"slo": WIRE}, {"slo": WIRE, "other": 1}])
+@pytest.mark.parametrize("beside", [None, ["what was there"]])
+def test_limits_arrive_as_they_were_sent(custom: dict[str, Any], beside: Any) -> None:
+    sent = tokenized({"custom_params": custom}, mm_data_mooncake=beside)
+    shared = sent.sampling_params
+    wire.wrap(TokenizedGenerateReqInput.wrap_pickle_fields, sent)
+    assert shared.custom_params == custom, "other samples of the request share it"
+    arrived = msgpack_decode(msgpack_encode(sent))
+    wire.unwrap(TokenizedGenerateReqInput.unwrap_pickle_fields, arrived)
+    assert arrived.sampling_params.custom_params == custom and arrived.mm_data_mooncake == beside
+    assert isinstance(arrived.time_stats, APIServerReqTimeStats)
+
+
+@pytest.mark.parametrize("custom", [None, {"other": 1}, {"slo": {"ttft_ms": 5, "resolved": True}}])
+def test_without_trusted_limits_nothing_changes(custom: Any) -> None:
+    sent = tokenized({"custom_params": custom})
+    wire.wrap(TokenizedGenerateReqInput.wrap_pickle_fields, sent)
+    arrived = msgpack_decode(msgpack_encode(sent))
+    wire.unwrap(TokenizedGenerateReqInput.unwrap_pickle_fields, arrived)
+    assert arrived.sampling_params.custom_params == custom
+
+
+def test_every_field_that_the_check_passes_over_exists_in_sglang() -> None:
+    assert wire._UNCHECKED.keys() <= set(TokenizedGenerateReqInput.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("params", "fields", "named"),
+    [
+        ({"skip_special_tokens": 9223372036854775807}, {}, "sampling_params.skip_special_tokens"),
+        ({"ignore_eos": 2}, {}, "sampling_params.ignore_eos"),
+        ({"max_new_tokens": 1.5}, {}, "sampling_params.max_new_tokens"),
+        ({"custom_params": {"a": {"b": {"c": 1}}}}, {}, "sampling_params.custom_params"),
+        ({"custom_params": {"slo": WIRE, "a": [[1]]}}, {}, "sampling_params.custom_params"),
+        ({"max_new_tokens": 2**70}, {}, "request"),
+        ({}, {"logprob_start_len": 1.5}, "logprob_start_len"),
+        ({}, {"token_ids_logprob": ["a"]}, "token_ids_logprob"),
+        ({}, {"input_ids": io_struct.array("q", [512])}, "input_ids"),
+        ({}, {"input_ids": io_struct.array("q", [-1])}, "input_ids"),
+        ({}, {"top_logprobs_num": 513}, "top_logprobs_num"),
+        ({}, {"top_logprobs_num": -1}, "top_logprobs_num"),
+        ({}, {"logprob_start_len": -2}, "logprob_start_len"),
+        ({"min_new_tokens": 0, "stream_interval": -1}, {}, "sampling_params.stream_interval"),
+        ({"sampling_seed": 2**63}, {}, "sampling_params.sampling_seed"),
+        ({"logit_bias": {"5": float("nan")}}, {}, "logit_bias"),
+        ({"logit_bias": {"5": 1e300}}, {}, "logit_bias"),
+    ],
+)
+def test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name(
+    params: dict[str, Any], fields: dict[str, Any], named: str
+) -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
+    with pytest.raises(FieldError) as caught:
+        checked(lambda *_: tokenized(params, **fields), manager, GenerateReqInput(input_ids=[1]))
+    assert caught.value.field.startswith(named), caught.value
+
+
+def test_an_ordinary_request_passes() -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
+    params = {"stop": ["a"], "logit_bias": {"5": 1.0}, "stop_token_ids": [7], "custom_params": {"slo": WIRE}}
+    request = tokenized(params)
+    assert checked(lambda *_: request, manager, GenerateReqInput(input_ids=[1])) is request
