@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_slo.config import SloConfig
-from sglang_slo.core.latency import Coefficients, LatencyModel, ProfileError
+from sglang_slo.core.latency import VERSION, Coefficients, LatencyModel, ProfileError
 
 PROG = "python -m sglang_slo.profile"
 MEASURE_ENV = "SGLANG_SLO_MEASURE"  # read by the scheduler process: {"out": file, "seconds": number}
@@ -103,8 +103,10 @@ def from_status(status: Any, url: str) -> LatencyModel:
         now = status["replicas"][0]["now"]
         latency = now["latency"]
         raw = {
+            "version": VERSION,
             "coefficients": {name: latency[name] for name in Coefficients.__dataclass_fields__},
-            "residual_quantile": latency["residual_quantile"],
+            "margin_extend": latency["margin_extend"],
+            "margin_decode": latency["margin_decode"],
             "name": url,
             "kv_capacity_tokens": int(now["kv"]["capacity"]),
             "measured": True,
@@ -123,7 +125,7 @@ def describe(model: LatencyModel) -> str:
         f"prefill   {1e3 * c.t0_extend:9.3f} ms, + {c.c_tok * 1e6:.2f} us per token"
         f", + {c.c_attn * 1e9:.4f} ns per query-context pair",
         f"request   {1e3 * c.c_req:9.3f} ms each, in either",
-        f"margin    {model.residual_quantile:9.3f} x the prediction",
+        f"margin    {model.margin_extend:9.3f} x the prediction with prefill, {model.margin_decode:.3f} without",
     ]
     lines += [f"{name:14} {value}" for name, value in model.meta.get("fit", {}).items()]
     return "\n".join(lines)
