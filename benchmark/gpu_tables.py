@@ -85,7 +85,8 @@ def profile(results: Results) -> str:
     c = model.coefficients
     rows = [f"| {name} | {getattr(c, name):.4g} |" for name in c.__dataclass_fields__]
     fit = json.dumps(model.meta.get("fit", {}))
-    margin = f"margin (high quantile of measured over predicted) {model.residual_quantile:.3f}"
+    margins = f"{model.margin_extend:.3f} with prefill, {model.margin_decode:.3f} without"
+    margin = f"margins (high quantiles of measured over predicted) {margins}"
     tail = f"Residuals of the fit: {fit}; {margin}."
     return "\n".join([title, "", "| coefficient | seconds |", "|---|---|", *rows, "", tail])
 

@@ -15,7 +15,7 @@ def describe(model: LatencyModel) -> str:
         f"prefill   {1e3 * c.t0_extend:9.3f} ms, + {c.c_tok * 1e6:.2f} us per token"
         f", + {c.c_attn * 1e9:.4f} ns per query-context pair",
         f"request   {1e3 * c.c_req:9.3f} ms each, in either",
-        f"margin    {model.residual_quantile:9.3f} x the prediction",
+        f"margin    {model.margin_extend:9.3f} x the prediction with prefill, {model.margin_decode:.3f} without",
     ]
     lines += [f"{name:14} {value}" for name, value in model.meta.get("fit", {}).items()]
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_slo.config import SloConfig
-from sglang_slo.core.latency import Coefficients, LatencyModel, ProfileError
+from sglang_slo.core.latency import VERSION, Coefficients, LatencyModel, ProfileError
 from sglang_slo.measuring import MEASURE_ENV, describe
 
 PROG = "python -m sglang_slo.profile"
@@ -103,8 +103,10 @@ def from_status(status: Any, url: str) -> LatencyModel:
         now = status["replicas"][0]["now"]
         latency = now["latency"]
         raw = {
+            "version": VERSION,
             "coefficients": {name: latency[name] for name in Coefficients.__dataclass_fields__},
-            "residual_quantile": latency["residual_quantile"],
+            "margin_extend": latency["margin_extend"],
+            "margin_decode": latency["margin_decode"],
             "name": url,
             "kv_capacity_tokens": int(now["kv"]["capacity"]),
             "measured": True,

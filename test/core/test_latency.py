@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, ProfileError, decode_shape
+from sglang_slo.core.latency import (
+    VERSION,
+    BatchShape,
+    Coefficients,
+    LatencyModel,
+    ProfileError,
+    decode_shape,
+)
 
 H200 = Coefficients(6e-3, 1e-3, 2.7e-5, 1.3e-9, 4e-3, 3.3e-8)
 
@@ -43,6 +51,8 @@ histories = st.integers(0, 200_000)
 @example(Coefficients(0.0, 0.0, 0.0, 0.0, 0.01, 1e-24), BatchShape(True), 0, 0.01)
 @example(Coefficients(0.0, 0.0, 1e-23, 0.0, 0.01, 0.0), BatchShape(True), 0, 0.01)
 @example(Coefficients(0.0, 0.0, 0.0, 1e-30, 0.0, 0.0), BatchShape(True, 1, 1e9), 0, 1e-20)
+@example(Coefficients(0.0, 0.0, 0.0, 1e-200, 0.0, 0.0), BatchShape(True), 0, 1e-200)
+@example(Coefficients(0.0, 0.0, 1e-5, 0.0, 0.0, 0.0), BatchShape(True), 0, math.inf)
 def test_largest_chunk_is_exact_to_a_token(
     c: Coefficients, base: BatchShape, history: int, time_s: float
 ) -> None:
@@ -54,6 +64,17 @@ def test_largest_chunk_is_exact_to_a_token(
         assert model.iteration_s(base.with_chunk(history, n)) <= time_s
     if n < most:
         assert model.iteration_s(base.with_chunk(history, n + 1)) > time_s
+
+
+@settings(deadline=None)
+@given(coefficients, shapes, histories, st.floats(0, 2.0), st.floats(1.0, 2.0))
+def test_largest_safe_chunk_is_exact_to_a_token(
+    c: Coefficients, base: BatchShape, history: int, time_s: float, margin: float
+) -> None:
+    model = LatencyModel(c, margin_extend=margin)
+    n = model.largest_safe_chunk(base, history, time_s)
+    assert n == 0 or model.safe_iteration_s(base.with_chunk(history, n)) <= time_s
+    assert n == 10**9 or model.safe_iteration_s(base.with_chunk(history, n + 1)) > time_s
 
 
 @given(coefficients, shapes, histories, st.integers(1, 10_000), st.integers(0, 10_000))
@@ -91,10 +112,29 @@ def test_prefill_seconds_are_those_of_arrays() -> None:
     assert model.prefill_s_array(histories, tokens) == pytest.approx(alone)
 
 
-def test_the_safe_time_is_longer_by_the_residual_quantile() -> None:
-    model = LatencyModel(H200, residual_quantile=1.3)
-    shape = decode_shape(8, 10_000)
-    assert model.safe_iteration_s(shape) == pytest.approx(1.3 * model.iteration_s(shape))
+def test_the_safe_time_is_longer_by_the_margin_of_its_kind() -> None:
+    model = LatencyModel(H200, margin_extend=1.3, margin_decode=1.1)
+    alone, mixed = decode_shape(8, 10_000), decode_shape(8, 10_000, beside_prefill=True).with_chunk(0, 300)
+    assert model.safe_iteration_s(alone) == pytest.approx(1.1 * model.iteration_s(alone))
+    assert model.safe_iteration_s(mixed) == pytest.approx(1.3 * model.iteration_s(mixed))
+
+
+@given(coefficients, st.lists(st.tuples(st.integers(1, 500), st.integers(0, 10**6)), min_size=1))
+def test_safe_times_of_decodes_are_those_of_arrays(c: Coefficients, batches: list[tuple[int, int]]) -> None:
+    model = LatencyModel(c, margin_decode=1.2)
+    requests, contexts = np.array(batches, np.int64).T
+    alone = [model.safe_iteration_s(decode_shape(*batch)) for batch in batches]
+    assert model.safe_decode_s_array(requests, contexts) == pytest.approx(alone, rel=1e-12)
+
+
+def test_decodes_beside_a_prefill_take_their_attention_on_top() -> None:
+    """Nothing hides it: not the compute of a long chunk, not the reading of the weights."""
+    model = LatencyModel(H200)
+    for tokens in (1, 4096):
+        chunk = BatchShape(True).with_chunk(0, tokens)
+        reading = replace(chunk, context_tokens=chunk.context_tokens + 100_000)
+        added = model.iteration_s(reading) - model.iteration_s(chunk)
+        assert added == pytest.approx(100_000 * H200.c_kv)
 
 
 def test_a_scaled_model_takes_as_much_longer() -> None:
@@ -107,7 +147,7 @@ def test_a_scaled_model_takes_as_much_longer() -> None:
 
 
 def test_a_saved_profile_is_read_back(tmp_path: Path) -> None:
-    model = LatencyModel(H200, 1.07, "h200", 800_000, True, meta={"key": {"tp": 2}})
+    model = LatencyModel(H200, 1.07, 1.05, "h200", 800_000, True, meta={"key": {"tp": 2}})
     model.save(tmp_path / "p.json")
     assert LatencyModel.load(tmp_path / "p.json") == model
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
@@ -115,7 +155,7 @@ def test_a_saved_profile_is_read_back(tmp_path: Path) -> None:
 
 def _raw(**changes: Any) -> dict[str, Any]:
     names = Coefficients.__dataclass_fields__
-    good = {"coefficients": dict(zip(names, astuple(H200), strict=True))}
+    good: dict[str, Any] = {"version": VERSION, "coefficients": dict(zip(names, astuple(H200), strict=True))}
     for name, value in changes.items():
         (good["coefficients"] if name in names else good)[name] = value
     return good
@@ -129,8 +169,11 @@ def _raw(**changes: Any) -> dict[str, Any]:
         (_raw(c_kv="fast"), "c_kv"),
         (_raw(t0_extend=True), "t0_extend"),
         (_raw(speed=3), "speed"),
-        (_raw(residual_quantile="high"), "residual_quantile"),
-        (_raw(residual_quantile=0.5), "residual_quantile"),
+        (_raw(margin_extend="high"), "margin_extend"),
+        (_raw(margin_decode=0.5), "margin_decode"),
+        (_raw(residual_quantile=1.2), "residual_quantile"),
+        (_raw(version=1), "version: need 2"),
+        (_raw(version="2"), "version"),
         (_raw(kv_capacity_tokens=-5), "kv_capacity_tokens"),
         (_raw(swap_bytes_per_s=0.0), "swap_bytes_per_s"),
         (_raw(meta=[1]), "meta"),
@@ -145,6 +188,14 @@ def test_a_bad_profile_names_the_file_and_the_field(tmp_path: Path, raw: Any, na
     with pytest.raises(ProfileError, match=named) as error:
         LatencyModel.load(path)
     assert str(path) in str(error.value)
+
+
+def test_a_profile_of_the_first_form_is_refused_and_told_what_to_do(tmp_path: Path) -> None:
+    raw = _raw(residual_quantile=1.1)
+    del raw["version"]
+    (tmp_path / "old.json").write_text(json.dumps(raw))
+    with pytest.raises(ProfileError, match=r"old\.json: version: need 2.*sglang_slo\.profile"):
+        LatencyModel.load(tmp_path / "old.json")
 
 
 def test_a_missing_coefficient_is_named(tmp_path: Path) -> None:
@@ -164,7 +215,7 @@ def test_a_profile_without_a_term_per_request_has_none(tmp_path: Path) -> None:
 
 @given(coefficients, st.integers(1, 500), st.integers(0, 10**6))
 def test_each_request_more_takes_its_own_time(c: Coefficients, requests: int, context: int) -> None:
-    """In a batch bound by memory traffic, where a token more costs nothing."""
+    """Where reading the weights bounds the layers, so that a token more costs nothing."""
     model = LatencyModel(replace(c, c_tok=0.0))
     few, many = (model.iteration_s(decode_shape(n, context)) for n in (requests, 2 * requests))
     assert many - few == pytest.approx(requests * c.c_req, abs=1e-9)

@@ -107,6 +107,6 @@ def test_metrics_are_plain_numbers() -> None:
     fitting = OnlineFit(TRUTH.scaled(1.25))
     serve(fitting, 300, sigma=0.15)
     figures = fitting.metrics()
-    assert {"c_tok", "residual_quantile", "drift", "samples", "refits"} <= figures.keys()
+    assert {"c_tok", "margin_extend", "margin_decode", "drift", "samples", "refits"} <= figures.keys()
     assert all(isinstance(value, int | float) for value in figures.values())
     assert figures["refits"] >= 1

@@ -117,7 +117,7 @@ def test_asked_to_measure_the_stored_profile_is_neither_used_nor_replaced(
 def test_the_fit_tells_its_errors() -> None:
     model = profile.model_of(timed(traffic(60), sigma=0.05), KEY)
     assert model.measured and model.meta["key"] == KEY
-    assert 0 < model.meta["fit"]["median_error"] < 0.1 < 1.0 < model.residual_quantile + 1e-9 < 1.5
+    assert 0 < model.meta["fit"]["median_error"] < 0.1 < 1.0 < model.margin_extend + 1e-9 < 1.5
 
 
 def test_too_few_cases_make_no_model() -> None:
@@ -176,10 +176,11 @@ def test_a_bad_flag_is_named(argv: list[str], named: str, capsys: pytest.Capture
 
 def test_a_running_server_tells_its_model() -> None:
     latency = asdict(H200)
-    latency |= {"residual_quantile": 1.2, "drift": 1.1, "samples": 300, "refits": 4}
+    latency |= {"margin_extend": 1.2, "margin_decode": 1.1, "drift": 1.1, "samples": 300, "refits": 4}
     status = {"replicas": [{"now": {"latency": latency, "kv": {"capacity": 5000}}}]}
     model = command.from_status(status, "http://x")
-    assert (model.coefficients, model.residual_quantile, model.kv_capacity_tokens) == (H200, 1.2, 5000)
+    assert (model.coefficients, model.kv_capacity_tokens) == (H200, 5000)
+    assert (model.margin_extend, model.margin_decode) == (1.2, 1.1)
 
 
 @pytest.mark.parametrize("status", [{}, {"replicas": []}, {"replicas": [{"now": {}}]}, []])

@@ -157,7 +157,7 @@ class _Search:
             return None
         t0 = d.t0_extend if any(n > 0 for n in choice) else d.t0_decode
         t0 += d.c_req * sum(n != 0 for n in choice)
-        time_s = t0 + max(d.c_tok * new + d.c_attn * pairs, d.w + d.c_kv * context)
+        time_s = t0 + max(d.c_tok * new, d.w) + d.c_attn * pairs + d.c_kv * context
         now = state.now_s + time_s
         got = [n < 0 or i in first for i, n in enumerate(choice)]
         requests = tuple(self._token(r, i, now) if got[i] else r for i, r in enumerate(state.requests))

@@ -119,7 +119,7 @@ class Budget:
 
     def tokens(self, model: LatencyModel, history_tokens: int = 0) -> int:
         """Largest prefill chunk behind `history_tokens` that still fits."""
-        return model.largest_chunk(self.base, history_tokens, self.time_s / model.residual_quantile)
+        return model.largest_safe_chunk(self.base, history_tokens, self.time_s)
 
 
 def iteration_budget(

@@ -31,7 +31,7 @@ class Filling:
         self.shape = budget.base
         self.full = False
         self._view = view
-        self._time_s = budget.time_s / view.model.residual_quantile
+        self._time_s = budget.time_s
         self._chunk_left = view.most_chunk_tokens
         self._fixed = fixed
         self.slots = view.request_slots
@@ -115,4 +115,4 @@ class Filling:
     def _fits(self, history: int) -> int:
         if self._fixed:
             return self._chunk_left
-        return min(self._chunk_left, self._view.model.largest_chunk(self.shape, history, self._time_s))
+        return min(self._chunk_left, self._view.model.largest_safe_chunk(self.shape, history, self._time_s))

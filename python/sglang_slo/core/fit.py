@@ -1,8 +1,9 @@
 """Fits the latency model to measured iterations, robustly and fast enough to do it while serving.
 
-The model is T = t0(mode) + c_req * requests + max(compute, memory), linear in its seven coefficients once it is
-known which of the two regimes an iteration is in. So two steps alternate: every sample is put into the regime that the
-coefficients at hand predict for it, then the coefficients are fitted with the samples' regimes fixed. A
+The model is T = t0(mode) + c_req * requests + max(c_tok * new, w) + c_attn * pairs + c_kv * context, linear in
+its seven coefficients once it is known which side of the maximum an iteration is on, its regime. So two steps
+alternate: every sample is put into the regime that the coefficients at hand predict for it, then the
+coefficients are fitted with the samples' regimes fixed. A
 sample counts by its *relative* error (5 ms matter as much as 200 ms), and less the further off it is (Huber,
 1964), so that a stall of the host does not bend the model. Coefficients are never negative. What the samples
 do not tell apart stays where the prior has it: each coefficient is pulled there with the weight that the
@@ -35,9 +36,9 @@ EXACT = 1e-9  # relative; no fit needs to be better
 
 def predict_s(c: Coefficients, samples: Samples) -> Floats:
     """`LatencyModel.iteration_s` for arrays; float[n], seconds."""
-    compute, memory = _regimes(c, samples)
     fixed = np.where(samples.extend, c.t0_extend, c.t0_decode) + c.c_req * samples.requests
-    return fixed + np.maximum(compute, memory)
+    layers = np.maximum(c.c_tok * samples.new_tokens, c.w)
+    return fixed + layers + (c.c_attn * samples.pairs + c.c_kv * samples.context_tokens)
 
 
 def fit(
@@ -77,6 +78,20 @@ def guesses(samples: Samples) -> list[Coefficients]:
     return [usual, compute, memory]
 
 
+def margins(samples: Samples, predicted: Floats, level: float, most: float = 2.0) -> tuple[float, float]:
+    """The margins of iterations with prefill and of decodes alone: a quantile of measured / predicted each.
+
+    Decodes alone are most of the traffic, and easy to predict: among them the errors of those with prefill would not
+    show. They have no less than all together have, so that what is learnt of the device of late counts for both.
+    A kind of which there is no sample has what all have.
+    """
+    ratios = samples.seconds / predicted
+    overall = residual_quantile(ratios, level, most)
+    extend, decode = ratios[samples.extend], ratios[~samples.extend]
+    margin_extend = residual_quantile(extend, level, most) if len(extend) else overall
+    return margin_extend, max(overall, residual_quantile(decode, level, most))
+
+
 def residual_quantile(ratios: Floats, level: float, most: float = 2.0) -> float:
     """The `level` quantile of measured/predicted, within [1, most].
 
@@ -96,22 +111,16 @@ def residual_quantile(ratios: Floats, level: float, most: float = 2.0) -> float:
     return round(min(max(quantile, 1.0), most), 4)
 
 
-def _regimes(c: Coefficients, samples: Samples) -> tuple[Floats, Floats]:
-    compute = c.c_tok * samples.new_tokens + c.c_attn * samples.pairs
-    return compute, c.w + c.c_kv * samples.context_tokens
-
-
 def _columns(samples: Samples, compute_bound: Mask) -> Floats:
     """The design matrix float[n, 7] with the regimes fixed, in the order of `Coefficients`."""
-    memory_bound = ~compute_bound
     return np.column_stack(
         (
             samples.extend,
             ~samples.extend,
             samples.new_tokens * compute_bound,
-            samples.pairs * compute_bound,
-            memory_bound,
-            samples.context_tokens * memory_bound,
+            samples.pairs,
+            ~compute_bound,
+            samples.context_tokens,
             samples.requests,
         )
     ).astype(np.float64)
@@ -148,8 +157,7 @@ def _alternate(
         # 1.4826 median |e| is the standard deviation if the errors are normal
         spread = max(1.4826 * float(np.median(error)), LEAST_SPREAD)
         huber = np.minimum(1.0, HUBER * spread / np.maximum(error, EXACT))
-        compute, memory = _regimes(at, samples)
-        columns = _columns(samples, compute >= memory)
+        columns = _columns(samples, at.c_tok * samples.new_tokens >= at.w)
         root_weight = np.sqrt(samples.weight * huber) / predicted
         pull = (spread / prior_spread) ** 2
         at = Coefficients(*_solve(columns, samples.seconds, root_weight, prior, scale, pull).tolist())

@@ -1,13 +1,14 @@
 """How long an iteration takes, and its inverse: how much prefill fits into a given time.
 
-    T = t0(mode) + c_req * requests + max(c_tok * new + c_attn * pairs,  w + c_kv * context)
-        fixed      each request       compute                        memory traffic
+    T = t0(mode) + c_req * requests + max(c_tok * new, w) + c_attn * pairs + c_kv * context
+        fixed      each request       layers: compute       attention: prefill's, and reading KV
+                                      beside the weights
 
-`new` tokens go through the layers (decodes count one each); `pairs` = sum over prefill chunks of
-n * (history + n/2), the query-context products of attention; `context` = all tokens whose KV is read; `w` =
-reading the weights once; `c_req` = what a request costs whatever its length (kernels that work request by
-request, sampling). A lone decode batch has its own t0. All coefficients are seconds (per token, pair or
-request), all at least zero.
+`new` tokens go through the layers (decodes count one each), which takes as long as computing them or as reading
+the weights once (`w`), whichever is longer; attention comes on top of it, layer by layer. `pairs` = sum over
+prefill chunks of n * (history + n/2), the query-context products; `context` = all tokens whose KV is read;
+`c_req` = what a request costs whatever its length (kernels that work request by request, sampling). A lone
+decode batch has its own t0. All coefficients are seconds (per token, pair or request), all at least zero.
 The same JSON profile drives the server and the twin.
 """
 
@@ -22,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 MOST_TOKENS = 10**9  # a chunk without a limit
+VERSION = 2  # of the form of T, in a profile's file: 1 hid attention behind compute or weights
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,16 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Coefficients, the spread of their residuals, and where they come from.
+    """Coefficients, how far measured iterations exceed them, and where they come from.
 
-    `residual_quantile` is a high quantile of measured/predicted; `iteration_s` multiplies by nothing,
-    `safe_iteration_s` by it, so that a budget holds for all but the tail.
+    The margins are high quantiles of measured / predicted, of iterations with prefill and of decodes alone:
+    `iteration_s` multiplies by nothing, `safe_iteration_s` by the margin of its kind, so that a budget holds
+    for all but the tail.
     """
 
     coefficients: Coefficients
-    residual_quantile: float = 1.0
+    margin_extend: float = 1.0
+    margin_decode: float = 1.0
     name: str = "unnamed"
     kv_capacity_tokens: int = 0
     measured: bool = False
@@ -86,14 +92,24 @@ class LatencyModel:
     def iteration_s(self, shape: BatchShape) -> float:
         """Predicted seconds of an iteration of this shape."""
         c = self.coefficients
-        compute = c.c_tok * shape.new_tokens + c.c_attn * shape.pairs
-        memory = c.w + c.c_kv * shape.context_tokens
         fixed = (c.t0_extend if shape.extend else c.t0_decode) + c.c_req * shape.requests
-        return fixed + max(compute, memory)
+        layers = max(c.c_tok * shape.new_tokens, c.w)
+        return fixed + layers + (c.c_attn * shape.pairs + c.c_kv * shape.context_tokens)
+
+    def margin(self, shape: BatchShape) -> float:
+        """By how much an iteration of this kind may exceed its prediction, but for the tail; a factor >= 1."""
+        return self.margin_extend if shape.extend else self.margin_decode
 
     def safe_iteration_s(self, shape: BatchShape) -> float:
         """Seconds that an iteration of this shape exceeds only in the tail of the residuals."""
-        return self.iteration_s(shape) * self.residual_quantile
+        return self.iteration_s(shape) * self.margin(shape)
+
+    def safe_decode_s_array(self, requests: np.ndarray, context_tokens: np.ndarray) -> Floats:
+        """`safe_iteration_s(decode_shape(...))` for arrays of n batches of decodes alone; float[n]."""
+        c = self.coefficients
+        layers = np.maximum(c.c_tok * requests, c.w)
+        fixed = c.t0_decode + c.c_req * requests
+        return np.asarray((fixed + layers + c.c_kv * context_tokens) * self.margin_decode)
 
     def prefill_s(self, history_tokens: int, new_tokens: int) -> float:
         """Compute time that a prefill adds, seconds, without the fixed part of its iterations."""
@@ -109,30 +125,38 @@ class LatencyModel:
         """Most tokens n so that `base` with a chunk of n behind `history_tokens` is predicted to fit.
 
         Exact: iteration_s(n) <= time_s < iteration_s(n + 1); 0 if not even one token fits.
-        From t0 + c_req (requests0 + 1) + max(compute, memory) <= time_s both sides are solved alone, with
-        b = time_s - t0 - c_req (requests0 + 1):
-        compute  c_attn/2 n^2 + (c_tok + c_attn h) n + (c_tok new0 + c_attn pairs0) <= b     (quadratic in n)
-        memory   w + c_kv (context0 + h + n) <= b                                            (linear in n)
+        """
+        return self._largest(base, history_tokens, time_s, 1.0)
+
+    def largest_safe_chunk(self, base: BatchShape, history_tokens: int, time_s: float) -> int:
+        """`largest_chunk` by `safe_iteration_s`, as exact."""
+        return self._largest(base, history_tokens, time_s, self.margin_extend)
+
+    def _largest(self, base: BatchShape, history_tokens: int, time_s: float, margin: float) -> int:
+        """Most n with margin * T(n) <= time_s.
+
+        With h = history and b = time_s / margin - t0 - c_req (requests0 + 1) - c_attn pairs0
+        - c_kv (context0 + h), what is left beside all that is there before the chunk,
+
+            max(c_tok (new0 + n), w) + c_attn (h n + n^2 / 2) + c_kv n  <=  b
+
+        holds if it holds for either side of the max, so n is the smaller root of two quadratics:
+
+            c_attn/2 n^2 + (c_attn h + c_kv + c_tok) n  <=  b - c_tok new0
+            c_attn/2 n^2 + (c_attn h + c_kv) n          <=  b - w
         """
         if time_s == math.inf:
             return MOST_TOKENS
         c = self.coefficients
-        b = time_s - c.t0_extend - c.c_req * (base.requests + 1)
-        a2, a1 = c.c_attn / 2, c.c_tok + c.c_attn * history_tokens
-        a0 = c.c_tok * base.new_tokens + c.c_attn * base.pairs - b
-        compute = memory = math.inf
-        if a0 >= 0:
-            compute = 0.0
-        elif a1 > 0 or a2 > 0:
-            # the numerically stable root of a2 n^2 + a1 n + a0 = 0 (no cancellation for small a2)
-            compute = -2 * a0 / (a1 + math.sqrt(a1 * a1 - 4 * a2 * a0))
-        if c.c_kv > 0:
-            memory = (b - c.w) / c.c_kv - base.context_tokens - history_tokens
-        elif c.w > b:
-            memory = 0.0
-        near = int(max(min(compute, memory, MOST_TOKENS), 0))
+        b = time_s / margin - c.t0_extend - c.c_req * (base.requests + 1)
+        b -= c.c_attn * base.pairs + c.c_kv * (base.context_tokens + history_tokens)
+        a2, a1 = c.c_attn / 2, c.c_attn * history_tokens + c.c_kv
+        computed = _root(a2, a1 + c.c_tok, b - c.c_tok * base.new_tokens)
+        near = int(min(computed, _root(a2, a1, b - c.w), MOST_TOKENS))
         return _last_true(
-            lambda n: self.iteration_s(base.with_chunk(history_tokens, n)) <= time_s, near, MOST_TOKENS
+            lambda n: self.iteration_s(base.with_chunk(history_tokens, n)) * margin <= time_s,
+            near,
+            MOST_TOKENS,
         )
 
     def saturating_tokens(self) -> int:
@@ -145,10 +169,14 @@ class LatencyModel:
         c = {k: v * factor for k, v in asdict(self.coefficients).items()}
         return replace(self, coefficients=Coefficients(**c))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as its file holds it."""
+        return {"version": VERSION, **asdict(self)}
+
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""
         partial = path.with_name(f".{path.name}.{os.getpid()}")  # replicas may write at the same time
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         partial.replace(path)
 
     @staticmethod
@@ -165,6 +193,12 @@ class LatencyModel:
         """Check and build. Raises ProfileError naming the field."""
         if not isinstance(raw, dict) or not isinstance(raw.get("coefficients"), dict):
             raise ProfileError(f"profile {where}: need an object with `coefficients`")
+        version = raw.get("version", 1)  # the first form had no such field
+        if version != VERSION:
+            raise ProfileError(
+                f"profile {where}: version: need {VERSION} (attention is added, not hidden), got {version!r}; "
+                "measure it again with `python -m sglang_slo.profile`"
+            )
         names = Coefficients.__dataclass_fields__
         for name in names:
             value = raw["coefficients"].get(name, OPTIONAL.get(name))
@@ -173,10 +207,10 @@ class LatencyModel:
                     f"profile {where}: coefficients.{name}: need seconds of at least 0, got {value!r}"
                 )
         extra = set(raw["coefficients"]) - set(names)
-        unknown = extra | (set(raw) - set(LatencyModel.__dataclass_fields__))
+        unknown = extra | (set(raw) - set(LatencyModel.__dataclass_fields__) - {"version"})
         if unknown:
             raise ProfileError(f"profile {where}: unknown field {sorted(unknown)[0]!r}")
-        rest = {k: v for k, v in raw.items() if k != "coefficients"}
+        rest = {k: v for k, v in raw.items() if k not in ("coefficients", "version")}
         for name, value in rest.items():
             accepted, good = FIELDS[name]
             if not good(value):
@@ -197,7 +231,8 @@ def _number_of(low: float, strictly: bool = False) -> Callable[[Any], bool]:
 OPTIONAL = {f.name: f.default for f in fields(Coefficients) if f.default is not MISSING}
 # What a profile file may hold beside the coefficients: what is accepted, in words and as a test.
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "residual_quantile": ("a number of at least 1", _number_of(1)),
+    "margin_extend": ("a number of at least 1", _number_of(1)),
+    "margin_decode": ("a number of at least 1", _number_of(1)),
     "name": ("text", lambda value: isinstance(value, str)),
     "kv_capacity_tokens": ("a number of tokens of at least 0", _number_of(0)),
     "measured": ("true or false", lambda value: isinstance(value, bool)),
@@ -206,6 +241,17 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kv_bytes_per_token": ("a number above 0", _number_of(0, strictly=True)),
     "meta": ("an object", lambda value: isinstance(value, dict)),
 }
+
+
+def _root(a2: float, a1: float, a0: float) -> float:
+    """The largest n >= 0 with a2 n^2 + a1 n <= a0, for a2, a1 >= 0; 0 if there is none, inf if there is no largest.
+
+    The numerically stable form: no cancellation for small a2.
+    """
+    if a0 <= 0:
+        return 0.0
+    below = a1 + math.sqrt(a1 * a1 + 4 * a2 * a0)
+    return 2 * a0 / below if below > 0 else math.inf
 
 
 def _last_true(fits: Callable[[int], bool], near: int, most: int) -> int:

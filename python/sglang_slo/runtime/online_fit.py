@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sglang_slo.core.fit import fit, predict_s, residual_quantile
+from sglang_slo.core.fit import fit, margins, predict_s
 from sglang_slo.core.latency import LatencyModel
 from sglang_slo.core.samples import SampleWindow
 from sglang_slo.runtime.iteration_log import IterationLog
@@ -83,23 +83,27 @@ class OnlineFit:
             return None
         coefficients = fit(self.window.diverse(), self.start.coefficients)
         predicted, before = predict_s(coefficients, recent), predict_s(self.model.coefficients, recent)
-        quantile = residual_quantile(recent.seconds / predicted, LEVEL)
+        extend, decode = margins(recent, predicted, LEVEL)
         self.drift = float(np.median(recent.seconds / predict_s(self.start.coefficients, recent)))
         change = float(np.mean(np.abs(predicted / before - 1)))
-        if max(change, abs(quantile / self.model.residual_quantile - 1)) < LEAST_CHANGE:
+        wider = (abs(extend / self.model.margin_extend - 1), abs(decode / self.model.margin_decode - 1))
+        if max(change, *wider) < LEAST_CHANGE:
             return None
         self.refits += 1
-        self.model = replace(self.model, coefficients=coefficients, residual_quantile=quantile)
+        self.model = replace(
+            self.model, coefficients=coefficients, margin_extend=extend, margin_decode=decode
+        )
         return self.model
 
     def metrics(self) -> dict[str, float]:
-        """What is shown of the model: coefficients (s), the quantile in force, drift, samples and refits.
+        """What is shown of the model: coefficients (s), the margins in force, drift, samples and refits.
 
         `drift`: median of measured / predicted by the profile the server started with; 1 is as profiled.
         """
         return {
             **asdict(self.model.coefficients),
-            "residual_quantile": self.model.residual_quantile,
+            "margin_extend": self.model.margin_extend,
+            "margin_decode": self.model.margin_decode,
             "drift": self.drift,
             "samples": len(self.window),
             "refits": self.refits,

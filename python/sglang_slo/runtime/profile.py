@@ -24,7 +24,7 @@ import torch
 from sglang.srt.utils import broadcast_pyobj
 from sglang.version import __version__ as sglang_version
 
-from sglang_slo.core.fit import fit, guesses, predict_s, residual_quantile
+from sglang_slo.core.fit import fit, guesses, margins, predict_s
 from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, ProfileError
 from sglang_slo.core.samples import Samples
 from sglang_slo.measuring import MEASURE_ENV, describe
@@ -32,8 +32,8 @@ from sglang_slo.runtime.demo_model import cache_dir
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # of what is measured and how: part of the key
-GUESS = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="guess")
+VERSION = 4  # of what is measured and how: part of the key
+GUESS = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, 1.25, name="guess")
 LARGEST_POOL_OCTAVE = 17  # bits of the size of a pool that holds every case
 MEASURE_S = 4.0  # device time of measuring at start-up, about; a pass that has begun is finished
 ROUNDS = 3  # of passes of one case
@@ -106,16 +106,19 @@ def model_of(measured: list[tuple[BatchShape, float]], mine: dict[str, Any]) -> 
     if samples.extend.sum() < 3 or (~samples.extend).sum() < 2:
         raise ValueError(f"{len(measured)} cases are too few to fit a latency model")
     coefficients = fit(samples, GUESS.coefficients, prior_spread=3.0, starts=guesses(samples))
-    ratio = samples.seconds / predict_s(coefficients, samples)
-    errors = np.abs(ratio - 1)
+    predicted = predict_s(coefficients, samples)
+    errors = np.abs(samples.seconds / predicted - 1)
     about = {
         "cases": len(measured),
         "median_error": round(float(np.median(errors)), 4),
         "worst_error": round(float(errors.max()), 4),
     }
-    quantile = residual_quantile(ratio, QUANTILE_LEVEL, MOST_QUANTILE)
     return LatencyModel(
-        coefficients, quantile, str(mine["model"]), measured=True, meta={"key": mine, "fit": about}
+        coefficients,
+        *margins(samples, predicted, QUANTILE_LEVEL, MOST_QUANTILE),
+        str(mine["model"]),
+        measured=True,
+        meta={"key": mine, "fit": about},
     )
 
 
