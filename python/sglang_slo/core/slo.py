@@ -27,7 +27,9 @@ BEST_EFFORT_BUCKET = 31  # more than any finite limit up to half a year reaches
 
 MIN_LIMIT_MS = 1e-3  # a microsecond: nothing shorter can be kept, or told apart from 0 on the way
 MAX_LIMIT_MS = 1e9  # 11.6 days: beyond it a limit is surely a mistake in the unit
-PAUSE_FACTOR = 10.0  # of the gap limit: the longest pause that the P99 rule permits where nothing else is said
+PAUSE_FACTOR = (
+    10.0  # of the gap limit: the longest pause that the P99 rule permits where nothing else is said
+)
 LIMITS_MS = ("ttft_ms", "tbt_ms", "tpot_ms", "e2e_ms")  # names of the limits as clients write them
 CUSTOM_CLASS = "custom"  # of requests that came with numbers of their own and no class
 DEFAULT_CLASS = "default"  # of requests that came with neither, on a server without a default class

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sglang_slo.config import ConfigError
 from sglang_slo.core.latency import ProfileError
+from sglang_slo.twin.devices import DeviceError
 from sglang_slo.twin.workload import WorkloadError
 
 COMMANDS = ("run", "compare", "capacity", "bound", "plot")
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv[1:])
     try:
         return int(module.command(args, rest))
-    except (WorkloadError, ConfigError, ProfileError, ValueError) as error:
+    except (WorkloadError, ConfigError, ProfileError, DeviceError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
 

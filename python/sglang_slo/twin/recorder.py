@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sglang_slo.core.latency import BatchShape
+from sglang_slo.twin.devices.device import Pass
 from sglang_slo.twin.engine import VirtualEngine
 from sglang_slo.twin.result import Iterations, Requests, empty_requests, gap_figures
 from sglang_slo.twin.workload import Workload
@@ -70,17 +70,17 @@ class Recorder:
 
     # -- from the worker
 
-    def launched(self, batch: ScheduleBatch, shape: BatchShape, prefills: int) -> list[int]:
+    def launched(self, batch: ScheduleBatch, load: Pass) -> list[int]:
         """Take note of a launch; returns the places in the batch whose token is the request's last."""
-        start, end = self.engine.launch(shape)
-        decodes = len(batch.reqs) - prefills
+        start, end = self.engine.launch(load)
+        prefills, decodes = len(load.chunks), len(load.contexts)
         rows = self._rows
         rows["start_s"].append(start)
         rows["duration_s"].append(end - start)
-        rows["new_tokens"].append(shape.new_tokens - decodes)
+        rows["new_tokens"].append(load.new_tokens - decodes)
         rows["prefills"].append(prefills)
         rows["decodes"].append(decodes)
-        rows["context_tokens"].append(shape.context_tokens)
+        rows["context_tokens"].append(load.context_tokens)
         rows["stalled"].append(0)
         lengths = batch.seq_lens_cpu.tolist()
         if prefills:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from sglang_slo.config import ConfigError, read_classes
 from sglang_slo.core.latency import LatencyModel, ProfileError
 from sglang_slo.core.slo import Slo
+from sglang_slo.twin.devices import Device, DeviceError, ProfiledDevice
+from sglang_slo.twin.devices.load import described, named
 from sglang_slo.twin.draws import generate
 from sglang_slo.twin.predictors import PREDICTORS
-from sglang_slo.twin.profiles import DATA, load_profile
+from sglang_slo.twin.profiles import DATA
 from sglang_slo.twin.streams import BLOCK_TOKENS, Stream, WorkloadError, merged, number, resolve
 from sglang_slo.twin.traces import read_trace
 
@@ -30,6 +32,7 @@ __all__ = ["BLOCK_TOKENS", "Workload", "WorkloadError", "load_workload", "names"
 
 _FIELDS = {
     "profile",
+    "device",
     "seed",
     "horizon_s",
     "max_requests",
@@ -57,7 +60,7 @@ class Workload:
 
     name: str
     profile_name: str
-    profile: LatencyModel
+    profile: LatencyModel  # what a scheduler knows of the device as it starts
     seed: int
     load: float
     class_names: list[str]
@@ -70,6 +73,13 @@ class Workload:
     declared_max_new_tokens: int | None  # None: clients send the true length
     noise_sigma: float = 0.0  # of the lognormal factor on every iteration's time
     predictor: str | None = None  # of output lengths (`predictors.PREDICTORS`); None: as --slo-length says
+
+    device: Device | None = None  # what it runs on; None: the profile itself is the device
+
+    @property
+    def on(self) -> Device:
+        """The device."""
+        return ProfiledDevice(self.profile) if self.device is None else self.device
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -92,11 +102,12 @@ def load_workload(
     data: Path | None = None,
     seed: int | None = None,
     max_requests: int | None = None,
+    device: str | None = None,
 ) -> Workload:
     """Read a workload. Raises WorkloadError naming file, line and field.
 
     `load` multiplies every arrival rate, `data` is a further folder for traces, `seed` and `max_requests`
-    override the file's.
+    override the file's, and so does `device`: a profile's name or file, or MODEL,SYSTEM[,tp=..][,quant=..].
     """
     if not (math.isfinite(load) and load > 0):
         raise WorkloadError(f"load: need a number above 0, got {load!r}")
@@ -106,8 +117,8 @@ def load_workload(
     limit, horizon = _extent(raw, path, max_requests)
     try:
         classes = read_classes(raw.get("classes"), str(path))
-        profile = load_profile(str(raw.get("profile", "h200-llama3-8b")), path.parent)
-    except (ConfigError, ProfileError) as error:
+        runs_on, profile = named(device) if device else described(raw, path)
+    except (ConfigError, ProfileError, DeviceError) as error:
         raise WorkloadError(str(error)) from error
     folders = [path.parent, *([data] if data else [])]
     streams, ids = _streams(raw, path, folders, the_seed, horizon, limit, list(classes))
@@ -116,7 +127,7 @@ def load_workload(
         raise WorkloadError(f"{path}: streams: no request arrives within the horizon")
     return Workload(
         name=path.stem,
-        profile_name=profile.name,
+        profile_name=runs_on.name,
         profile=profile,
         seed=the_seed,
         load=load,
@@ -130,6 +141,7 @@ def load_workload(
         declared_max_new_tokens=_declared(raw, path),
         noise_sigma=number(raw, "noise_sigma", path, default=0.0),
         predictor=chosen_predictor(raw["predictor"], f"{path}: predictor") if "predictor" in raw else None,
+        device=None if isinstance(runs_on, ProfiledDevice) else runs_on,
     )
 
 
