@@ -4,6 +4,7 @@
     compare   ours, ours with parts off, stock defaults, best stock
     capacity  the highest load at which a target share of requests is kept
     bound     what no scheduler can exceed
+    validate  the twin against serving runs on real GPUs
     plot      the same as pictures
 
 SGLang's own flags and --slo-* are accepted behind every command that runs a scheduler. Each command is a
@@ -22,7 +23,7 @@ from sglang_slo.core.latency import ProfileError
 from sglang_slo.twin.devices import DeviceError
 from sglang_slo.twin.workload import WorkloadError
 
-COMMANDS = ("run", "compare", "capacity", "bound", "plot")
+COMMANDS = ("run", "compare", "capacity", "bound", "validate", "plot")
 
 
 def main(argv: list[str] | None = None) -> int:

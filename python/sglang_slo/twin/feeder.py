@@ -1,6 +1,7 @@
 """In the place of the socket that requests come from: hands over those that have arrived by now.
 
-When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and
+In a closed loop each client sends its next request as the one before ends. They start together, or each as the one
+before it has its first token (`staggered`), which spreads them as a running service does. When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and
 the limits of its class, never its true length.
 """
 
@@ -37,7 +38,8 @@ class Feeder:
         self._scheduler = scheduler
         self._workload = workload
         self._recorder = recorder
-        self._arrivals = workload.arrival_s.tolist()
+        self._arrivals = workload.arrival_s.tolist() if workload.clients is None else [math.inf] * len(workload)
+        self._started = 1 if workload.staggered else workload.clients or 0
         self._next = 0
         self._idle_steps = 0
         self._priority = _priorities(workload.limits)
@@ -45,6 +47,8 @@ class Feeder:
     def pull(self) -> list[TokenizedGenerateReqInput]:
         """Requests that have arrived; stops the event loop after the last one has ended."""
         engine = self._recorder.engine
+        if self._workload.clients is not None:
+            self._send_in_turn()
         if self._in_flight():
             self._idle_steps = 0
         elif self._recorder.finite():
@@ -62,6 +66,19 @@ class Feeder:
             fresh.append(self._request(self._next))
             self._next += 1
         return fresh
+
+    def _send_in_turn(self) -> None:
+        """Give an arrival to the requests whose client is free now."""
+        sent, recorder = self._next, self._recorder
+        most = self._workload.clients or 0
+        while sent < len(self._arrivals):
+            if self._started < most and sent == self._started and recorder.begun(sent - 1):
+                self._started += 1
+            if sent - recorder.ended >= self._started:
+                return
+            self._arrivals[sent] = recorder.engine.now_s
+            recorder.arrived(sent, recorder.engine.now_s)
+            sent += 1
 
     def _in_flight(self) -> bool:
         return bool(getattr(self._scheduler, "result_queue", ())) or self._scheduler.last_batch is not None

@@ -52,7 +52,7 @@ class Recorder:
         self.engine = engine
         self.requests: Requests = empty_requests(
             workload.class_id,
-            workload.arrival_s,
+            workload.arrival_s.copy(),  # clients in a loop decide as they go
             workload.input_tokens,
             workload.output_tokens,
             workload.limits,
@@ -129,6 +129,15 @@ class Recorder:
                 times.append(now)
             if req.finished_reason is not None:
                 self._end(req)
+
+    def arrived(self, i: int, at_s: float) -> None:
+        """Request i of a closed loop was sent."""
+        self.requests.arrival_s[i] = at_s
+
+    def begun(self, i: int) -> bool:
+        """Whether request i has its first token, or is over."""
+        rid = request_id(i)
+        return rid in self._over or bool(self._token_times.get(rid))
 
     def refused(self, rid: str) -> None:
         """A request that the scheduler turned away: it never finishes."""

@@ -172,6 +172,7 @@ def key(spec: Spec) -> str:
         (workload.on.name, repr(getattr(workload.on, "host", None))),
         workload.seed,
         workload.noise_sigma,
+        (workload.clients, workload.staggered),
         workload.declared_max_new_tokens,
         workload.name,
         workload.predictor if spec.scheduler == "slo" else None,

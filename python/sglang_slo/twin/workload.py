@@ -41,6 +41,7 @@ _FIELDS = {
     "streams",
     "noise_sigma",
     "predictor",
+    "loop",
 }
 _STREAM_FIELDS = {
     "class",
@@ -74,6 +75,8 @@ class Workload:
     noise_sigma: float = 0.0  # of the lognormal factor on every iteration's time
     predictor: str | None = None  # of output lengths (`predictors.PREDICTORS`); None: as --slo-length says
 
+    clients: int | None = None  # of a closed loop, in which arrivals are decided as it runs; None: an open one
+    staggered: bool = False  # whether the clients start one after another
     device: Device | None = None  # what it runs on; None: the profile itself is the device
 
     @property
@@ -121,6 +124,9 @@ def load_workload(
     except (ConfigError, ProfileError, DeviceError) as error:
         raise WorkloadError(str(error)) from error
     folders = [path.parent, *([data] if data else [])]
+    clients, staggered = _loop(raw, path, load)
+    if clients is not None and limit is None:
+        raise WorkloadError(f"{path}: loop: max_requests is needed: a closed loop has no end of its own")
     streams, ids = _streams(raw, path, folders, the_seed, horizon, limit, list(classes))
     rows, class_id = merged(streams, ids, horizon, limit)
     if not len(class_id):
@@ -134,13 +140,15 @@ def load_workload(
         class_names=list(classes),
         limits=[classes[c].slo(c) for c in classes],
         class_id=class_id,
-        arrival_s=(rows.arrival_s - rows.arrival_s[0]) / load,
+        arrival_s=np.zeros(len(class_id)) if clients else (rows.arrival_s - rows.arrival_s[0]) / load,
         input_tokens=rows.input_tokens,
         output_tokens=rows.output_tokens,
         blocks=rows.blocks or [],
         declared_max_new_tokens=_declared(raw, path),
         noise_sigma=number(raw, "noise_sigma", path, default=0.0),
         predictor=chosen_predictor(raw["predictor"], f"{path}: predictor") if "predictor" in raw else None,
+        clients=clients,
+        staggered=staggered,
         device=None if isinstance(runs_on, ProfiledDevice) else runs_on,
     )
 
@@ -199,6 +207,21 @@ def _declared(raw: dict[str, Any], path: Path) -> int | None:
     return value
 
 
+def _loop(raw: dict[str, Any], path: Path, load: float) -> tuple[int | None, bool]:
+    """(clients at this load or None, whether they start one after another)."""
+    if "loop" not in raw:
+        return None, False
+    loop, where = raw["loop"], f"{path}: loop"
+    if not isinstance(loop, dict) or not set(loop) <= {"clients", "start"}:
+        raise WorkloadError(f"{where}: need {{clients: N, start: staggered or at_once}}, got {loop!r}")
+    clients, start = number(loop, "clients", where, whole=True), loop.get("start", "at_once")
+    if clients < 1:
+        raise WorkloadError(f"{where}.clients: need at least 1, got {clients}")
+    if start not in ("staggered", "at_once"):
+        raise WorkloadError(f"{where}.start: need staggered or at_once, got {start!r}")
+    return max(round(clients * load), 1), start == "staggered"
+
+
 def _streams(
     raw: dict[str, Any],
     path: Path,
@@ -223,6 +246,8 @@ def _streams(
             raise WorkloadError(
                 f"{where}.class: need one of {', '.join(class_names)}, got {spec.get('class')!r}"
             )
+        if "loop" in raw and "trace" not in spec:
+            spec = {"arrivals": {"poisson_rps": 1.0}, **spec}  # they only say in which order streams take turns
         rng = np.random.default_rng([seed, place])
         if "trace" in spec:
             stream = read_trace(resolve(str(spec["trace"]), folders, f"{where}.trace"), rng)

@@ -7,6 +7,7 @@ Chunks of one pass share their kernel launches, so the fixed part of attention i
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,6 +102,12 @@ class MeasuredDevice:
 
 
 @lru_cache(maxsize=4)
+def _without_host(spec: DeviceSpec) -> MeasuredDevice:
+    return MeasuredDevice(spec, HostTimes())
+
+
 def measured(spec: DeviceSpec, host: HostTimes | None = None) -> MeasuredDevice:
-    """The device of a spec, built once a process (some three seconds). Raises DeviceError."""
-    return MeasuredDevice(spec, HostTimes.fitted() if host is None else host)
+    """The device of a spec, its tables built once a process (some three seconds). Raises DeviceError."""
+    device = copy.copy(_without_host(spec))
+    device.host = HostTimes.fitted() if host is None else host
+    return device
