@@ -1,8 +1,9 @@
 """In the place of the socket that requests come from: hands over those that have arrived by now.
 
 In a closed loop each client sends its next request as the one before ends. They start together, or each as the one
-before it has its first token (`staggered`), which spreads them as a running service does. When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and
-the limits of its class, never its true length.
+before it has its first token (`staggered`), which spreads them as a running service does. When nothing is in flight,
+time jumps to the next arrival. The request carries what its client declared and the limits of its class, never its
+true length.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Feeder:
         self._scheduler = scheduler
         self._workload = workload
         self._recorder = recorder
-        self._arrivals = workload.arrival_s.tolist() if workload.clients is None else [math.inf] * len(workload)
+        self._arrivals = (
+            workload.arrival_s.tolist() if workload.clients is None else [math.inf] * len(workload)
+        )
         self._started = 1 if workload.staggered else workload.clients or 0
         self._next = 0
         self._idle_steps = 0
@@ -94,9 +97,12 @@ class Feeder:
     def _request(self, i: int) -> TokenizedGenerateReqInput:
         workload = self._workload
         limits = workload.limits[int(workload.class_id[i])]
+        feature = workload.features[i] if workload.features else ""
         params = SamplingParams(
             max_new_tokens=workload.declared(i),
             temperature=0.0,
+            frequency_penalty=0.5 if feature == "penalty" else 0.0,
+            regex=r"(.|\n)*" if feature == "grammar" else None,
             custom_params={"slo": to_wire(limits, self._arrivals[i])},
         )
         params.normalize(None)
@@ -105,18 +111,19 @@ class Feeder:
             priority = self._priority[int(workload.class_id[i])]
         return TokenizedGenerateReqInput(
             rid=request_id(i),
-            input_text=None,
+            input_text=workload.texts[i] if workload.texts else None,
             input_ids=prompt(workload, i),
             input_embeds=None,
             mm_inputs=None,
             token_type_ids=None,
             sampling_params=params,
-            return_logprob=False,
+            return_logprob=feature == "logprobs",
             logprob_start_len=-1,
             top_logprobs_num=0,
             token_ids_logprob=None,
             stream=True,
             priority=priority,
+            routing_key=(workload.callers[i] or None) if workload.callers else None,
             time_stats=APIServerReqTimeStats(),
         )
 

@@ -173,6 +173,7 @@ def key(spec: Spec) -> str:
         workload.seed,
         workload.noise_sigma,
         (workload.clients, workload.staggered),
+        (workload.callers, workload.texts, workload.declared_tokens, workload.features),
         workload.declared_max_new_tokens,
         workload.name,
         workload.predictor if spec.scheduler == "slo" else None,

@@ -17,6 +17,11 @@ from sglang_slo.twin.devices.spec import DeviceSpec
 from sglang_slo.twin.streams import WorkloadError
 
 NEEDED = ("id", "backend", "model_path", "system", "mode", "isl", "osl", "batch_size", "tp_size")
+_ELSEWHERE = {
+    "pp_size": "pipeline",
+    "attention_dp_size": "data-parallel attention",
+    "moe_ep_size": "experts apart",
+}
 TIMES = ("silicon_ttft_ms", "silicon_tpot_ms")
 
 
@@ -68,7 +73,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         rows = csv.DictReader(file)
         missing = [name for name in (*NEEDED, *TIMES) if name not in (rows.fieldnames or [])]
         if missing:
-            raise WorkloadError(f"{path}:1: {missing[0]}: column missing; needed: {', '.join((*NEEDED, *TIMES))}")
+            raise WorkloadError(
+                f"{path}:1: {missing[0]}: column missing; needed: {', '.join((*NEEDED, *TIMES))}"
+            )
         for row in rows:
             yield rows.line_num, row
 
@@ -83,7 +90,7 @@ def _same(one: str, other: str) -> bool:
 def _not_covered(row: dict[str, str]) -> str:
     if row["mode"] != "agg":
         return "prefill and decode apart"
-    for field, why in (("pp_size", "pipeline"), ("attention_dp_size", "data-parallel attention"), ("moe_ep_size", "experts apart")):
+    for field, why in _ELSEWHERE.items():
         if float(row.get(field) or 1) > 1:
             return why
     return ""

@@ -144,7 +144,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", required=True, help="such as h200_sxm")
     parser.add_argument("--rows", type=Path, help="a CSV of runs (default: those that come with the kernels)")
     parser.add_argument("--fit", action="store_true", help="fit the host's two constants on one half anew")
-    parser.add_argument("--every", type=int, default=1, help="of the runs, take each so-manieth (default: all)")
+    parser.add_argument(
+        "--every", type=int, default=1, help="of the runs, take each so-manieth (default: all)"
+    )
     parser.add_argument("--most-tokens", type=int, default=MOST_TOKENS, help="leave out longer runs")
     parser.add_argument("--start", choices=(*STARTS, "both"), default="both", help="how the clients start")
     parser.add_argument("--json", action="store_true", help="a line for each run, and one for the whole")
@@ -174,7 +176,11 @@ def command(args: argparse.Namespace, rest: list[str]) -> int:
         checked = []
         for i, run in enumerate(judged, 1):
             checked.append(check(run, host, start))
-            print(f"[{i}/{len(judged)}] {run.id}: {checked[-1].errors()['request']:+.1%}", file=sys.stderr, flush=True)
+            print(
+                f"[{i}/{len(judged)}] {run.id}: {checked[-1].errors()['request']:+.1%}",
+                file=sys.stderr,
+                flush=True,
+            )
         whole = {
             "model": args.model,
             "system": args.system,
