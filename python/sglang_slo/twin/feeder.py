@@ -1,9 +1,7 @@
 """In the place of the socket that requests come from: hands over those that have arrived by now.
 
-In a closed loop each client sends its next request as the one before ends. They start together, or each as the one
-before it has its first token (`staggered`), which spreads them as a running service does. When nothing is in flight,
-time jumps to the next arrival. The request carries what its client declared and the limits of its class, never its
-true length.
+In a closed loop each client sends its next request as the one before ends. When nothing is in flight, time jumps to
+the next arrival. The request carries what its client declared and the limits of its class, never its true length.
 """
 
 from __future__ import annotations
@@ -42,7 +40,6 @@ class Feeder:
         self._arrivals = (
             workload.arrival_s.tolist() if workload.clients is None else [math.inf] * len(workload)
         )
-        self._started = 1 if workload.staggered else workload.clients or 0
         self._next = 0
         self._idle_steps = 0
         self._priority = _priorities(workload.limits)
@@ -72,13 +69,8 @@ class Feeder:
 
     def _send_in_turn(self) -> None:
         """Give an arrival to the requests whose client is free now."""
-        sent, recorder = self._next, self._recorder
-        most = self._workload.clients or 0
-        while sent < len(self._arrivals):
-            if self._started < most and sent == self._started and recorder.begun(sent - 1):
-                self._started += 1
-            if sent - recorder.ended >= self._started:
-                return
+        sent, recorder, clients = self._next, self._recorder, self._workload.clients or 0
+        while sent < len(self._arrivals) and sent - recorder.ended < clients:
             self._arrivals[sent] = recorder.engine.now_s
             recorder.arrived(sent, recorder.engine.now_s)
             sent += 1

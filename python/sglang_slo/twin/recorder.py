@@ -134,11 +134,6 @@ class Recorder:
         """Request i of a closed loop was sent."""
         self.requests.arrival_s[i] = at_s
 
-    def begun(self, i: int) -> bool:
-        """Whether request i has its first token, or is over."""
-        rid = request_id(i)
-        return rid in self._over or bool(self._token_times.get(rid))
-
     def refused(self, rid: str) -> None:
         """A request that the scheduler turned away: it never finishes."""
         if rid not in self._over:

@@ -23,7 +23,7 @@ from sglang_slo.core.slo import Slo
 from sglang_slo.twin.devices.database import samples_file
 from sglang_slo.twin.devices.measured import HostTimes, MeasuredDevice, measured
 from sglang_slo.twin.serving_runs import ServingRun, read_runs
-from sglang_slo.twin.workload import Workload
+from sglang_slo.twin.workload import Workload, staggered_outputs
 
 STARTS = ("at_once", "staggered")
 TURNS = 3  # requests of each client; the first and the last turn are not judged
@@ -62,6 +62,7 @@ class Checked:
 def closed_loop(run: ServingRun, device: MeasuredDevice, start: str) -> Workload:
     """The real run's clients and lengths."""
     n = run.clients * TURNS
+    outputs = np.full(n, run.output_tokens, np.int64)
     return Workload(
         name=run.id,
         profile_name=device.name,
@@ -75,7 +76,7 @@ def closed_loop(run: ServingRun, device: MeasuredDevice, start: str) -> Workload
         class_id=np.zeros(n, np.int64),
         arrival_s=np.zeros(n),
         input_tokens=np.full(n, run.input_tokens, np.int64),
-        output_tokens=np.full(n, run.output_tokens, np.int64),
+        output_tokens=staggered_outputs(outputs, run.clients) if start == "staggered" else outputs,
         blocks=[None] * n,
         declared_max_new_tokens=None,
         clients=run.clients,

@@ -72,7 +72,7 @@ class Workload:
     clients: int | None = (
         None  # of a closed loop, in which arrivals are decided as it runs; None: an open one
     )
-    staggered: bool = False  # whether the clients start one after another
+    staggered: bool = False  # whether they are out of step from the start: see `staggered_outputs`
     device: Device | None = None  # what it runs on; None: the profile itself is the device
 
     @property
@@ -142,7 +142,9 @@ def load_workload(
         class_id=class_id,
         arrival_s=np.zeros(len(class_id)) if clients else (rows.arrival_s - rows.arrival_s[0]) / load,
         input_tokens=rows.input_tokens,
-        output_tokens=rows.output_tokens,
+        output_tokens=staggered_outputs(rows.output_tokens, clients)
+        if clients and staggered
+        else rows.output_tokens,
         blocks=rows.blocks or [],
         declared_max_new_tokens=_declared(raw, path),
         noise_sigma=number(raw, "noise_sigma", path, default=0.0),
@@ -216,8 +218,18 @@ def _declared(raw: dict[str, Any], path: Path) -> int | None:
     return value
 
 
+def staggered_outputs(output_tokens: NDArray[np.int64], clients: int) -> NDArray[np.int64]:
+    """The same, but the first answer of client k of N is cut to k/N of its length.
+
+    All start at once, and from then on they are as much out of step as clients of a service that has run for long.
+    """
+    first = output_tokens[:clients]
+    cut = np.ceil(first * (np.arange(len(first)) + 1) / len(first)).astype(np.int64)
+    return np.concatenate((cut, output_tokens[clients:]))
+
+
 def _loop(raw: dict[str, Any], path: Path, load: float) -> tuple[int | None, bool]:
-    """(clients at this load or None, whether they start one after another)."""
+    """(clients at this load or None, whether they are out of step)."""
     if "loop" not in raw:
         return None, False
     loop, where = raw["loop"], f"{path}: loop"
