@@ -172,7 +172,7 @@ def test_every_token_comes_out_and_none_before_its_pass_has_ended(scheduler: str
     ends = its.start_s + its.duration_s
     assert rows.finished.all()
     # First tokens appear at the end of a pass plus the time to process its result, never in between.
-    _, process_s = driver.VirtualEngine(workload.profile)._schedule_s, 1e-4
+    _, process_s = driver.VirtualEngine(workload.on)._schedule_s, 1e-4
     for first in rows.arrival_s + rows.ttft_s:
         assert np.abs(ends + process_s - first).min() < 2e-3
     assert (rows.ttft_s > 0).all()

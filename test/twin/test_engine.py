@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel
+from sglang_slo.core.latency import Coefficients, LatencyModel
+from sglang_slo.twin.devices import Pass, ProfiledDevice
 from sglang_slo.twin.engine import VirtualEngine
 
-MODEL = LatencyModel(
-    Coefficients(t0_extend=0.010, t0_decode=0.002, c_tok=1e-4, c_attn=0.0, w=0.0, c_kv=0.0),
-    meta={"schedule_s": 0.001, "process_s": 0.0005},
+DEVICE = ProfiledDevice(
+    LatencyModel(
+        Coefficients(t0_extend=0.010, t0_decode=0.002, c_tok=1e-4, c_attn=0.0, w=0.0, c_kv=0.0),
+        meta={"schedule_s": 0.001, "process_s": 0.0005},
+    )
 )
-LONG = BatchShape(True, 1000)  # 0.110 s
-SHORT = BatchShape(False, 10)  # 0.003 s
+LONG = Pass(((0, 1000),))  # 0.110 s
+SHORT = Pass((), [1] * 10)  # 0.003 s
 
 
 def test_a_pass_launched_while_another_computes_begins_at_its_end() -> None:
-    engine = VirtualEngine(MODEL)
+    engine = VirtualEngine(DEVICE)
     first = engine.launch(LONG)
     second = engine.launch(SHORT)
     assert first == pytest.approx((0.001, 0.111))
@@ -25,7 +28,7 @@ def test_a_pass_launched_while_another_computes_begins_at_its_end() -> None:
 
 
 def test_a_result_is_out_when_its_pass_has_ended_and_been_processed() -> None:
-    engine = VirtualEngine(MODEL)
+    engine = VirtualEngine(DEVICE)
     _, end = engine.launch(LONG)
     engine.launch(SHORT)
     engine.take_result(end)
@@ -33,13 +36,13 @@ def test_a_result_is_out_when_its_pass_has_ended_and_been_processed() -> None:
 
 
 def test_an_idle_device_waits_for_the_launch() -> None:
-    engine = VirtualEngine(MODEL)
+    engine = VirtualEngine(DEVICE)
     engine.wait_until(5.0)
     assert engine.launch(SHORT) == pytest.approx((5.001, 5.004))
 
 
 def test_time_never_runs_backwards() -> None:
-    engine = VirtualEngine(MODEL)
+    engine = VirtualEngine(DEVICE)
     engine.wait_until(2.0)
     engine.wait_until(1.0)
     engine.take_result(0.5)
@@ -48,7 +51,7 @@ def test_time_never_runs_backwards() -> None:
 
 def test_noise_is_seeded_and_keeps_the_mean() -> None:
     def durations(seed: int) -> list[float]:
-        engine = VirtualEngine(MODEL, noise_sigma=0.3, seed=seed)
+        engine = VirtualEngine(DEVICE, noise_sigma=0.3, seed=seed)
         return [end - start for start, end in (engine.launch(SHORT) for _ in range(4000))]
 
     assert durations(1) == durations(1)
@@ -57,7 +60,7 @@ def test_noise_is_seeded_and_keeps_the_mean() -> None:
 
 
 def test_a_pass_begins_only_when_what_it_needs_is_there() -> None:
-    engine = VirtualEngine(MODEL)
+    engine = VirtualEngine(DEVICE)
     engine.not_before(0.5)
     start, end = engine.launch(SHORT)
     assert start == pytest.approx(0.5)

@@ -104,7 +104,13 @@ def test_declared_length_is_the_true_one_or_a_ceiling(tmp_path: Path) -> None:
 
 BAD_YAML = [
     ({"profile": "h100"}, "profile"),
-    ({"max_requests": None}, "horizon_s or max_requests"),
+    (
+        {
+            "max_requests": None,
+            "streams": [{"class": "chat", "lengths": "trace.csv", "arrivals": {"poisson_rps": 1}}],
+        },
+        "horizon_s or max_requests",
+    ),
     ({"max_requests": "many"}, "max_requests"),
     ({"classes": {"chat": {"ttft": 5}}}, "classes.chat.ttft"),
     ({"colour": 1}, "colour"),
@@ -166,3 +172,16 @@ def test_shipped_profiles_say_that_they_are_models() -> None:
     for name in names():
         profile = load_profile(name)
         assert profile.name == name and not profile.measured and profile.kv_capacity_tokens > 0
+
+
+@pytest.mark.parametrize("loop", [{"clients": 0}, {"clients": 2, "start": "soon"}, {"users": 3}, 5])
+def test_a_bad_loop_is_named(tmp_path: Path, loop: object) -> None:
+    trace(tmp_path, "0,1,1")
+    with pytest.raises(WorkloadError, match="loop"):
+        load_workload(write(tmp_path, loop=loop))
+
+
+def test_load_multiplies_the_clients_of_a_closed_loop(tmp_path: Path) -> None:
+    trace(tmp_path, "0,1,1", "5,2,2")
+    got = load_workload(write(tmp_path, loop={"clients": 4, "start": "staggered"}), load=2.0)
+    assert (got.clients, got.staggered, got.arrival_s.tolist()) == (8, True, [0.0, 0.0])

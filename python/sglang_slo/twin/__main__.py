@@ -4,6 +4,7 @@
     compare   ours, ours with parts off, stock defaults, best stock
     capacity  the highest load at which a target share of requests is kept
     bound     what no scheduler can exceed
+    validate  the twin against serving runs on real GPUs
     plot      the same as pictures
 
 SGLang's own flags and --slo-* are accepted behind every command that runs a scheduler. Each command is a
@@ -19,9 +20,10 @@ from pathlib import Path
 
 from sglang_slo.config import ConfigError
 from sglang_slo.core.latency import ProfileError
+from sglang_slo.twin.devices import DeviceError
 from sglang_slo.twin.workload import WorkloadError
 
-COMMANDS = ("run", "compare", "capacity", "bound", "plot")
+COMMANDS = ("run", "compare", "capacity", "bound", "validate", "plot")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv[1:])
     try:
         return int(module.command(args, rest))
-    except (WorkloadError, ConfigError, ProfileError, ValueError) as error:
+    except (WorkloadError, ConfigError, ProfileError, DeviceError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
 

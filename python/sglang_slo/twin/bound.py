@@ -116,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", required=True, help="a ready-made workload or a YAML file")
     parser.add_argument("--load", type=float, default=1.0, help="factor on all arrival rates")
     parser.add_argument("--data", type=Path, help="further folder for traces")
+    parser.add_argument("--device", help="measured kernels or a profile, instead of the workload's")
     parser.add_argument("--seed", type=int, help="instead of the workload's")
     parser.add_argument("--max-requests", type=int, help="instead of the workload's")
     parser.add_argument("--rule", choices=RULES, help="which gaps count (default: both)")
@@ -127,7 +128,12 @@ def command(args: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise ValueError(f"{rest[0]}: unknown option; the bound holds for every scheduler's settings")
     workload = load_workload(
-        args.workload, load=args.load, data=args.data, seed=args.seed, max_requests=args.max_requests
+        args.workload,
+        load=args.load,
+        data=args.data,
+        seed=args.seed,
+        max_requests=args.max_requests,
+        device=args.device,
     )
     for rule in [args.rule] if args.rule else RULES:
         found = bound(workload, rule)

@@ -7,6 +7,7 @@ many, which is enough for the first so many of all streams together.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_slo.twin.streams import BLOCK_TOKENS, Stream, WorkloadError, number, resolve
-from sglang_slo.twin.traces import read_csv
+from sglang_slo.twin.workloads import read
 
 
 def generate(
@@ -42,11 +43,11 @@ def generate(
     # Gamma gaps of mean 1/rate and coefficient of variation cv: shape 1/cv^2, scale cv^2/rate.
     arrival = np.cumsum(rng.gamma(1 / cv**2, cv**2 / rate, count))
     arrival = arrival[arrival <= horizon_s]
-    inputs, outputs = _lengths(spec.get("lengths"), f"{where}.lengths", folders, rng, len(arrival))
-    blocks = None
+    drawn = _lengths(spec.get("lengths"), f"{where}.lengths", folders, rng, len(arrival))
+    inputs, blocks = drawn.input_tokens, None
     if "shared_prefixes" in spec:
         blocks = _shared_blocks(spec["shared_prefixes"], f"{where}.shared_prefixes", inputs, rng)
-    return Stream(arrival, inputs, outputs, blocks)
+    return replace(drawn, arrival_s=arrival, blocks=blocks, end_s=math.inf, timed=True)
 
 
 def _shared_blocks(
@@ -69,19 +70,15 @@ def _shared_blocks(
     return blocks
 
 
-def _lengths(
-    spec: Any, where: str, folders: list[Path], rng: np.random.Generator, n: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _lengths(spec: Any, where: str, folders: list[Path], rng: np.random.Generator, n: int) -> Stream:
+    """Requests whose arrivals are still to be set."""
     if isinstance(spec, str):
-        columns = read_csv(resolve(spec, folders, where), ("input_tokens", "output_tokens"))
-        rows = rng.integers(0, len(columns["input_tokens"]), n)
-        return (
-            np.array(columns["input_tokens"], np.int64)[rows],
-            np.array(columns["output_tokens"], np.int64)[rows],
-        )
+        source = read(resolve(spec, folders, where), rng)
+        return source.pick(rng.integers(0, len(source.input_tokens), n))
     if not isinstance(spec, dict):
         raise WorkloadError(f"{where}: need a CSV file or {{input: .., output: ..}}, got {spec!r}")
-    return (
+    return Stream(
+        np.zeros(n),
         _draw(spec.get("input"), f"{where}.input", rng, n),
         _draw(spec.get("output"), f"{where}.output", rng, n),
     )

@@ -36,6 +36,7 @@ from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
 from sglang_slo import clock, config  # noqa: E402
 from sglang_slo.config import SloConfig  # noqa: E402
 from sglang_slo.core.slo import SloClass  # noqa: E402
+from sglang_slo.twin.devices.measured import MeasuredDevice  # noqa: E402
 from sglang_slo.twin.engine import VirtualEngine  # noqa: E402
 from sglang_slo.twin.recorder import Recorder  # noqa: E402
 from sglang_slo.twin.result import RunResult  # noqa: E402
@@ -46,7 +47,7 @@ from sglang_slo.twin.workload import Workload  # noqa: E402
 SCHEDULERS = ("slo", "stock")
 CONTEXT_STEP = 8192
 # What stock SGLang picks on a GPU of the profiles' class, where a flag does not say otherwise.
-GPU_DEFAULTS = {"--chunked-prefill-size": "8192", "--max-running-requests": "2048"}
+GPU_DEFAULTS = {"--max-running-requests": "2048"}
 
 
 class FallbackError(RuntimeError):
@@ -68,7 +69,7 @@ def run(
     """
     argv = list(argv or [])
     server_argv, slo = split_flags(argv, workload)
-    engine = VirtualEngine(workload.profile, workload.noise_sigma, workload.seed)
+    engine = VirtualEngine(workload.on, workload.noise_sigma, workload.seed)
     recorder = Recorder(workload, engine)
     began = time.perf_counter()
     with seam(), _virtual_time(engine, slo, workload) as folder:
@@ -168,16 +169,24 @@ def _server_args(argv: list[str], workload: Workload, folder: Path) -> ServerArg
         "--attention-backend": "torch_native",
         "--sampling-backend": "pytorch",
         "--grammar-backend": "none",
-        "--max-total-tokens": workload.profile.kv_capacity_tokens,
+        "--max-total-tokens": _kv_tokens(argv, workload),
         "--random-seed": workload.seed,
         "--log-level": "error",
         "--decode-log-interval": 10**9,
     }
-    fixed.update({flag: value for flag, value in GPU_DEFAULTS.items() if flag not in argv})
+    usual = {**GPU_DEFAULTS, "--chunked-prefill-size": str(getattr(workload.on, "chunk_tokens", 8192))}
+    fixed.update({flag: value for flag, value in usual.items() if flag not in argv})
     words = [str(word) for pair in fixed.items() for word in pair]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ServerArgs.from_cli_args(parser.parse_args([*words, "--skip-tokenizer-init", *argv]))
+
+
+def _kv_tokens(argv: list[str], workload: Workload) -> int:
+    """Tokens of KV: what the profile says, or what `--mem-fraction-static` leaves on a measured device."""
+    if isinstance(workload.on, MeasuredDevice) and "--mem-fraction-static" in argv[:-1]:
+        return workload.on.kv_capacity(float(argv[argv.index("--mem-fraction-static") + 1]))
+    return workload.profile.kv_capacity_tokens
 
 
 def _context_tokens(workload: Workload) -> int:

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from sglang_slo.core.latency import BatchShape, LatencyModel
-from sglang_slo.twin.profiles import cpu_times_s
+from sglang_slo.twin.devices.device import Device, Pass
 
 
 class VirtualEngine:
     """Keeps `now_s` and `busy_until_s`, the end of the last launched pass; seconds since the run began."""
 
-    def __init__(self, model: LatencyModel, noise_sigma: float = 0.0, seed: int = 0) -> None:
-        self.model = model
+    def __init__(self, device: Device, noise_sigma: float = 0.0, seed: int = 0) -> None:
+        self.device = device
         self.now_s = 0.0
         self.busy_until_s = 0.0
         self.swapped_tokens = 0  # KV that went to the host so far
-        self._schedule_s, self._process_s = cpu_times_s(model)
+        self._schedule_s, self._process_s = device.cpu_times_s
         self._sigma = noise_sigma
         self._rng = np.random.default_rng([seed, 0x5EED])
 
@@ -34,10 +33,10 @@ class VirtualEngine:
         """The clock, for `sglang_slo.clock.use`."""
         return self.now_s
 
-    def launch(self, shape: BatchShape) -> tuple[float, float]:
+    def launch(self, load: Pass) -> tuple[float, float]:
         """Launch a pass: (start, end), seconds."""
         self.now_s += self._schedule_s
-        duration = self.model.iteration_s(shape)
+        duration = self.device.iteration_s(load)
         if self._sigma > 0:
             # Mean 1, so that noise changes the spread and not the capacity.
             duration *= float(self._rng.lognormal(-(self._sigma**2) / 2, self._sigma))

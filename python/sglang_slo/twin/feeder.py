@@ -1,7 +1,7 @@
 """In the place of the socket that requests come from: hands over those that have arrived by now.
 
-When nothing is in flight, time jumps to the next arrival. The request carries what its client declared and
-the limits of its class, never its true length.
+In a closed loop each client sends its next request as the one before ends. When nothing is in flight, time jumps to
+the next arrival. The request carries what its client declared and the limits of its class, never its true length.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Feeder:
         self._scheduler = scheduler
         self._workload = workload
         self._recorder = recorder
-        self._arrivals = workload.arrival_s.tolist()
+        self._arrivals = (
+            workload.arrival_s.tolist() if workload.clients is None else [math.inf] * len(workload)
+        )
         self._next = 0
         self._idle_steps = 0
         self._priority = _priorities(workload.limits)
@@ -45,6 +47,8 @@ class Feeder:
     def pull(self) -> list[TokenizedGenerateReqInput]:
         """Requests that have arrived; stops the event loop after the last one has ended."""
         engine = self._recorder.engine
+        if self._workload.clients is not None:
+            self._send_in_turn()
         if self._in_flight():
             self._idle_steps = 0
         elif self._recorder.finite():
@@ -63,6 +67,14 @@ class Feeder:
             self._next += 1
         return fresh
 
+    def _send_in_turn(self) -> None:
+        """Give an arrival to the requests whose client is free now."""
+        sent, recorder, clients = self._next, self._recorder, self._workload.clients or 0
+        while sent < len(self._arrivals) and sent - recorder.ended < clients:
+            self._arrivals[sent] = recorder.engine.now_s
+            recorder.arrived(sent, recorder.engine.now_s)
+            sent += 1
+
     def _in_flight(self) -> bool:
         return bool(getattr(self._scheduler, "result_queue", ())) or self._scheduler.last_batch is not None
 
@@ -77,9 +89,12 @@ class Feeder:
     def _request(self, i: int) -> TokenizedGenerateReqInput:
         workload = self._workload
         limits = workload.limits[int(workload.class_id[i])]
+        feature = workload.features[i] if workload.features else ""
         params = SamplingParams(
             max_new_tokens=workload.declared(i),
             temperature=0.0,
+            frequency_penalty=0.5 if feature == "penalty" else 0.0,
+            regex=r"(.|\n)*" if feature == "grammar" else None,
             custom_params={"slo": to_wire(limits, self._arrivals[i])},
         )
         params.normalize(None)
@@ -88,18 +103,19 @@ class Feeder:
             priority = self._priority[int(workload.class_id[i])]
         return TokenizedGenerateReqInput(
             rid=request_id(i),
-            input_text=None,
+            input_text=workload.texts[i] if workload.texts else None,
             input_ids=prompt(workload, i),
             input_embeds=None,
             mm_inputs=None,
             token_type_ids=None,
             sampling_params=params,
-            return_logprob=False,
+            return_logprob=feature == "logprobs",
             logprob_start_len=-1,
             top_logprobs_num=0,
             token_ids_logprob=None,
             stream=True,
             priority=priority,
+            routing_key=(workload.callers[i] or None) if workload.callers else None,
             time_stats=APIServerReqTimeStats(),
         )
 

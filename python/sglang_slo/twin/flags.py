@@ -24,6 +24,11 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         help="a further folder where traces are looked for (default: $SGLANG_SLO_DATA)",
     )
     parser.add_argument("--load", type=float, default=1.0, help="multiplies every arrival rate (default: 1)")
+    parser.add_argument(
+        "--device",
+        metavar="MODEL,SYSTEM[,tp=N][,quant=Q]|PROFILE",
+        help="measured kernels of a model on a system, or a profile's name or file, in the place of the workload's",
+    )
     parser.add_argument("--seed", type=int, help="in the place of the workload's own")
     parser.add_argument("--max-requests", type=int, help="in the place of the workload's own")
     parser.add_argument(
@@ -47,6 +52,7 @@ def spec(args: argparse.Namespace, scheduler: str, argv: list[str], name: str = 
         max_requests=args.max_requests,
         data=str(args.data) if args.data else None,
         predictor=args.predictor,
+        device=args.device,
         name=name,
     )
 

@@ -18,7 +18,7 @@ class VirtualHostPool:
     hides = True
 
     def __init__(self, engine: VirtualEngine, host_kv_gb: float) -> None:
-        self.bytes_per_token = engine.model.kv_bytes_per_token
+        self.bytes_per_token = engine.device.kv_bytes_per_token
         self.capacity_tokens = int(host_kv_gb * 1e9 / self.bytes_per_token)
         self.used_tokens = 0
         self.meter = SwapMeter()
@@ -40,8 +40,8 @@ class VirtualHostPool:
         copy.moving = self._transfer(len(slots))
 
     def _transfer(self, tokens: int) -> float:
-        model = self._engine.model
-        seconds = model.swap_overhead_s + tokens * self.bytes_per_token / model.swap_bytes_per_s
+        device = self._engine.device
+        seconds = device.swap_overhead_s + tokens * self.bytes_per_token / device.swap_bytes_per_s
         self._link_free_s = max(self._link_free_s, self._engine.now_s) + seconds
         self.meter.saw(tokens * self.bytes_per_token, seconds)
         return self._link_free_s

@@ -14,7 +14,7 @@ import numpy as np
 
 from sglang_slo.core.attainment import Deliveries
 from sglang_slo.core.deliveries import DeliveryTable
-from sglang_slo.core.latency import BatchShape
+from sglang_slo.twin.devices.device import Pass
 from sglang_slo.twin.engine import VirtualEngine
 from sglang_slo.twin.result import Iterations, Requests, empty_requests
 from sglang_slo.twin.workload import Workload
@@ -53,7 +53,7 @@ class Recorder:
         self.engine = engine
         self.requests: Requests = empty_requests(
             workload.class_id,
-            workload.arrival_s,
+            workload.arrival_s.copy(),  # clients in a loop decide as they go
             workload.input_tokens,
             workload.output_tokens,
             workload.limits,
@@ -74,17 +74,17 @@ class Recorder:
 
     # -- from the worker
 
-    def launched(self, batch: ScheduleBatch, shape: BatchShape, prefills: int) -> list[int]:
+    def launched(self, batch: ScheduleBatch, load: Pass) -> list[int]:
         """Take note of a launch; returns the places in the batch whose token is the request's last."""
-        start, end = self.engine.launch(shape)
-        decodes = len(batch.reqs) - prefills
+        start, end = self.engine.launch(load)
+        prefills, decodes = len(load.chunks), len(load.contexts)
         rows = self._rows
         rows["start_s"].append(start)
         rows["duration_s"].append(end - start)
-        rows["new_tokens"].append(shape.new_tokens - decodes)
+        rows["new_tokens"].append(load.new_tokens - decodes)
         rows["prefills"].append(prefills)
         rows["decodes"].append(decodes)
-        rows["context_tokens"].append(shape.context_tokens)
+        rows["context_tokens"].append(load.context_tokens)
         lengths = batch.seq_lens_cpu.tolist()
         streaming = len(self._streams)  # all that decode, and what comes back from a preemption, are among them
         back = sum(req.rid in self._streams for req in batch.reqs[:prefills])
@@ -143,6 +143,10 @@ class Recorder:
             limits = self.workload.limits[int(self.workload.class_id[i])]
             self._out.open(slot, limits, int(self.workload.output_tokens[i]))
         return slot
+
+    def arrived(self, i: int, at_s: float) -> None:
+        """Request i of a closed loop was sent."""
+        self.requests.arrival_s[i] = at_s
 
     def refused(self, rid: str) -> None:
         """A request that the scheduler turned away: it never finishes."""

@@ -29,6 +29,7 @@ _STOCK_SOURCES = (
     "clock.py",
     "core/attainment.py",
     "core/latency.py",
+    *(f"twin/devices/{n}.py" for n in ("database", "device", "grid", "measured", "profiled", "spec")),
     "runtime/native_cpu.py",
     "runtime/token_allocator.py",
     *(
@@ -52,6 +53,7 @@ class Spec:
     max_requests: int | None = None
     data: str | None = None
     predictor: str | None = None  # in the place of the workload's
+    device: str | None = None  # in the place of the workload's
     name: str = ""
 
     def requests(self) -> Workload:
@@ -62,6 +64,7 @@ class Spec:
             data=Path(self.data) if self.data else None,
             seed=self.seed,
             max_requests=self.max_requests,
+            device=self.device,
         )
         return replace(workload, predictor=self.predictor) if self.predictor else workload
 
@@ -166,8 +169,11 @@ def key(spec: Spec) -> str:
         workload.limits,
         workload.class_names,
         workload.profile,
+        (workload.on.name, repr(getattr(workload.on, "host", None))),
         workload.seed,
         workload.noise_sigma,
+        (workload.clients, workload.staggered),
+        (workload.callers, workload.texts, workload.declared_tokens, workload.features),
         workload.declared_max_new_tokens,
         workload.name,
         workload.predictor if spec.scheduler == "slo" else None,

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_slo.core.slo import Slo
+
+LISTS = ("blocks", "classes", "callers", "texts", "declared", "limits", "features")
 BLOCK_TOKENS = 512  # prompt tokens per prefix block in Mooncake's traces
 
 
@@ -19,26 +22,37 @@ class WorkloadError(ValueError):
 
 @dataclass(frozen=True)
 class Stream:
-    """Arrivals of one stream, in order. Arrays [n]; `blocks[i]`: prefix block ids of request i, or None."""
+    """Arrivals of one stream, in order. Arrays and lists [n]; a list is None where the source says nothing.
+
+    `blocks[i]`: prefix block ids of request i; `timed`: whether the source says when requests arrive.
+    """
 
     arrival_s: NDArray[np.float64]
     input_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     blocks: list[tuple[int, ...] | None] | None = None
     end_s: float = math.inf  # the source has no arrivals beyond this
+    timed: bool = True
+    classes: list[str | None] | None = None
+    callers: list[str] | None = None
+    texts: list[str | None] | None = None  # prompts
+    declared: list[int | None] | None = None  # what clients sent as max_new_tokens
+    limits: list[Slo | None] | None = None
+    features: list[str] | None = None  # what else a request asks for: `FEATURES`
 
     def pick(self, keep: NDArray[Any]) -> Stream:
         """The rows that `keep` (a mask or indices) selects."""
-        blocks = None
-        if self.blocks is not None:
-            rows = np.flatnonzero(keep) if keep.dtype == bool else keep
-            blocks = [self.blocks[i] for i in rows.tolist()]
+        rows = (np.flatnonzero(keep) if keep.dtype == bool else keep).tolist()
+        lists: dict[str, Any] = {}
+        for name in LISTS:
+            values = getattr(self, name)
+            lists[name] = None if values is None else [values[i] for i in rows]
         return replace(
             self,
             arrival_s=self.arrival_s[keep],
             input_tokens=self.input_tokens[keep],
             output_tokens=self.output_tokens[keep],
-            blocks=blocks,
+            **lists,
         )
 
 
@@ -66,7 +80,7 @@ def resolve(name: str, folders: list[Path], where: str) -> Path:
 
 
 def merged(
-    streams: list[Stream], class_ids: list[int], horizon_s: float, limit: int | None
+    streams: list[Stream], class_ids: list[NDArray[np.int64]], horizon_s: float, limit: int | None
 ) -> tuple[Stream, NDArray[np.int64]]:
     """All streams in order of arrival, at most `limit` requests, and the class of each.
 
@@ -82,9 +96,19 @@ def merged(
         np.concatenate([s.input_tokens for s in streams]),
         np.concatenate([s.output_tokens for s in streams]),
         blocks,
+        callers=_joined(streams, "callers", ""),
+        texts=_joined(streams, "texts", None),
+        declared=_joined(streams, "declared", None),
+        features=_joined(streams, "features", ""),
     )
-    class_id = np.repeat(np.array(class_ids, np.int64), [len(s.arrival_s) for s in streams])
+    class_id = np.concatenate(class_ids)
     order = np.argsort(whole.arrival_s, kind="stable")
     end_s = min([horizon_s, *(s.end_s for s in streams)])
     order = order[whole.arrival_s[order] <= end_s][:limit]
     return whole.pick(order), class_id[order]
+
+
+def _joined(streams: list[Stream], name: str, missing: Any) -> list[Any]:
+    """The column `name` of all streams, one behind the other."""
+    parts = [getattr(s, name) or [missing] * len(s.arrival_s) for s in streams]
+    return [value for part in parts for value in part]

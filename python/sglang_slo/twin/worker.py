@@ -16,7 +16,7 @@ import torch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 
-from sglang_slo.core.latency import BatchShape, decode_shape
+from sglang_slo.twin.devices.device import Pass
 from sglang_slo.twin.tokens import EOS_ID, VOCAB
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class TwinWorker(TpModelWorker):
 
     def forward_batch_generation(self, batch: ScheduleBatch, *_: Any, **__: Any) -> GenerationBatchResult:
         """Launch the batch on the virtual engine; its result carries `start_s` and `end_s`."""
-        shape, prefills = batch_shape(batch)
-        last = self.recorder.launched(batch, shape, prefills)
+        last = self.recorder.launched(batch, pass_of(batch))
         tokens = torch.full((len(batch.reqs),), _TOKEN, dtype=torch.int64)
         if last:
             tokens[last] = EOS_ID
@@ -70,15 +69,11 @@ class TwinWorker(TpModelWorker):
         return result
 
 
-def batch_shape(batch: ScheduleBatch) -> tuple[BatchShape, int]:
-    """What the latency model needs to know, and how many requests of the batch (its first) are prefilling."""
-    lengths = batch.seq_lens_cpu
-    context = int(lengths.sum())
+def pass_of(batch: ScheduleBatch) -> Pass:
+    """What the device is given: the chunks of the batch's first requests, and its decodes."""
+    lengths = batch.seq_lens_cpu.tolist()
     if not batch.forward_mode.is_extend():
-        return decode_shape(len(batch.reqs), context), 0
+        return Pass((), lengths)
     prefills = len(batch.reqs) - len(batch.decoding_reqs or ())
-    new, pairs = 0, 0.0
-    for n, length in zip(batch.extend_lens[:prefills], lengths[:prefills].tolist(), strict=True):
-        new += n
-        pairs += n * (length - n + n / 2)
-    return BatchShape(True, new + len(batch.reqs) - prefills, pairs, context, len(batch.reqs)), prefills
+    new = batch.extend_lens[:prefills]
+    return Pass(tuple((length - n, n) for n, length in zip(new, lengths, strict=False)), lengths[prefills:])
