@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """An invariant does not hold; the message begins with its name."""
 
 
 def _require(holds: bool, name: str, detail: str) -> None:
     if not holds:
-        raise Broken(f"{name}: {detail}")
+        raise BrokenError(f"{name}: {detail}")
 
 
 class Ours:
@@ -211,13 +211,13 @@ THOROUGH = (check_locks, check_slots)
 
 
 def check(s: Any, thorough: bool = True) -> None:
-    """Every invariant of state. Raises Broken."""
+    """Every invariant of state. Raises BrokenError."""
     for checker in (*CHEAP, *(THOROUGH if thorough else ())):
         checker(s)
 
 
 def check_nothing_left(s: Any) -> None:
-    """After the last request: everything was given back. Raises Broken."""
+    """After the last request: everything was given back. Raises BrokenError."""
     check(s)
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
     _require(free == s.max_total_num_tokens, "KV", f"{free} of {s.max_total_num_tokens} at the end")
