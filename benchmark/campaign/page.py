@@ -1,0 +1,90 @@
+"""Writes benchmark/CAMPAIGN.md from what the parts found. Only figures of runs that were made stand in it."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from typing import Any
+
+HEAD = """# The soundness campaign
+
+What was done to sglang-slo to break it, how often, what broke and what held. Written by `benchmark/campaign` from the
+files of its runs; the same seed does the same to the scheduler again (`--help` says how to see a single finding again).
+"""
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """The page's Markdown."""
+    parts = [HEAD]
+    for result in results:
+        parts.append(_twin(result) if "tally" in result else _server(result))
+    return "\n".join(parts)
+
+
+def _twin(r: dict[str, Any]) -> str:
+    tally = r["tally"]
+    lines = [
+        f"## The scheduler in virtual time, seed {r['seed']}",
+        "",
+        f"{_n(tally['arrived'])} requests in {_n(tally['worlds'])} worlds, {_n(tally['iterations'])} iterations with every "
+        f"invariant checked in each; {_n(tally['finished'])} finished, {_n(tally['aborted'])} were given up by their clients "
+        f"or refused. {r['cpu_s']:.0f} s of one core (Python {platform.python_version()}).",
+        "",
+        f"{_n(r['faults_tried'])} faults switched on: exceptions in {len(r['entries'])} entries and {len(r['inner'])} inner "
+        "functions, before and after what they do, once and always; and:",
+        "",
+        _table(["done", "times"], [*_faults(tally["faults"]), *sorted(tally["commands"].items())]),
+        "",
+        _table(["taken out of the running batch", "times"], sorted(tally["preemptions"].items())),
+        "",
+        "Features in requests: "
+        + (", ".join(f"{k} {_n(n)}" for k, n in sorted(tally["features"].items())) or "none")
+        + ".",
+        "",
+        "### What broke",
+        "",
+        _table(["what", "times", "first under", "says"], _breaks(r["breaks"])) if r["breaks"] else "Nothing.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _faults(faults: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(faults.items(), key=lambda pair: (pair[0].startswith("raise"), pair[0]))
+
+
+def _breaks(breaks: list[dict[str, str]]) -> list[tuple[Any, ...]]:
+    """One row for each kind and fault's function."""
+    count = Counter((_kind(b), _where(b)) for b in breaks)
+    rows = []
+    for (kind, where), n in count.most_common():
+        first = next(b for b in breaks if (_kind(b), _where(b)) == (kind, where))
+        rows.append((kind, n, where, first["what"][:140].replace("|", "/").replace("\n", " ")))
+    return rows
+
+
+def _kind(b: dict[str, str]) -> str:
+    return b["what"].split(":")[0]
+
+
+def _where(b: dict[str, str]) -> str:
+    return b["fault"] or "no fault"
+
+
+def _server(r: dict[str, Any]) -> str:
+    words = {True: "held", False: "BROKE", None: "not tried"}
+    rows = [
+        (c["name"], words[c["held"]], c["detail"].replace("|", "/").replace("\n", " ")) for c in r["checks"]
+    ]
+    head = f"## A real server on a CPU, seed {r['seed']}, {r['minutes']:.0f} minutes"
+    return "\n".join([head, "", _table(["what was done", "", "seen"], rows), ""])
+
+
+def _table(head: list[str], rows: list[tuple[Any, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(_n(v) if isinstance(v, int) else str(v) for v in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _n(value: int) -> str:
+    return f"{value:,}"

@@ -1,0 +1,129 @@
+"""Small worlds for the scheduler, drawn from a seed: many short requests, pools that are too small for them, settings.
+
+A request is a few dozen tokens in and a few out, so that a million of them take about an hour; some share a prefix,
+some carry a feature of SGLang's that keeps state beside the request (penalties, biases). `crowded` worlds keep more
+requests alive than fit the pool, the others one at a time.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sglang_slo.core.slo import Slo
+from sglang_slo.twin.profiles import load_profile
+from sglang_slo.twin.workload import Workload
+
+VOCAB = 4096  # penalties keep a float per request and word
+LIMITS = {
+    "tight": Slo(ttft_s=0.2, tbt_s=0.02),
+    "chat": Slo(ttft_s=1.0, tbt_s=0.05),
+    "loose": Slo(ttft_s=10.0, tbt_s=1.0),
+    "first": Slo(ttft_s=0.5),
+    "lost": Slo(ttft_s=1e-6, tbt_s=1e-6),
+    "best-effort": Slo(),
+}
+FEATURES: tuple[dict[str, Any], ...] = (
+    {"frequency_penalty": 0.5},
+    {"presence_penalty": 0.5},
+    {"repetition_penalty": 1.2},
+    {"min_new_tokens": 2},
+    {"logit_bias": {"7": 1.0}},
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 40},
+    {"stop_token_ids": [9]},
+    {"ignore_eos": False, "min_p": 0.1},
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """One run's world. `alive`: how many requests are kept in the scheduler."""
+
+    seed: int
+    crowded: bool
+    workload: Workload
+    argv: tuple[str, ...]
+    alive: int
+    feature_share: float
+
+    @property
+    def name(self) -> str:
+        """What is needed to see it again."""
+        pool = self.workload.profile.kv_capacity_tokens
+        kind = "crowded" if self.crowded else "lone"
+        return f"seed {self.seed}, {kind}, {pool} tokens of KV: {' '.join(self.argv)}"
+
+
+def draw(seed: int, requests: int, crowded: bool = True, features: bool = True) -> World:
+    """The world of `seed`."""
+    rng, draws = random.Random(f"world {seed}"), np.random.default_rng(seed)
+    pool = rng.choice([160, 320, 640]) if crowded else 4096
+    inputs = np.minimum(draws.geometric(1 / 24, requests) + 1, pool // 4)
+    outputs = np.minimum(draws.geometric(1 / 6, requests), pool // 4)
+    profile = replace(load_profile("h200-llama3-8b"), kv_capacity_tokens=pool)
+    workload = Workload(
+        name=f"campaign-{seed}",
+        profile_name=profile.name,
+        profile=profile,
+        seed=seed,
+        load=1.0,
+        class_names=list(LIMITS),
+        limits=list(LIMITS.values()),
+        class_id=draws.integers(0, len(LIMITS), requests),
+        arrival_s=np.zeros(requests),
+        input_tokens=inputs,
+        output_tokens=outputs,
+        blocks=[None] * requests,
+        declared_max_new_tokens=rng.choice([None, pool // 4]),
+        noise_sigma=rng.choice([0.0, 0.3]),
+        predictor=rng.choice(["none", "mean", "noisy", "oracle"] if rng.random() < 0.9 else [None]),
+    )
+    alive = rng.choice([6, 12, 24, 48]) if crowded else 1
+    share = rng.choice([0.0, 0.25, 0.6]) if features else 0.0
+    return World(seed, crowded, workload, tuple(_settings(rng, pool)), alive, share)
+
+
+def _settings(rng: random.Random, pool: int) -> list[str]:
+    per_token = load_profile("h200-llama3-8b").kv_bytes_per_token
+    host = rng.choice([0, pool // 4, pool, 4 * pool]) * per_token / 1e9
+    argv = ["--slo-host-kv-gb", f"{host:.9f}"]
+    argv += ["--slo-preempt", rng.choice(["auto", "swap", "swap", "keep", "recompute", "stock"])]
+    argv += ["--chunked-prefill-size", str(rng.choice([8, 32, 512]))]
+    argv += ["--max-running-requests", str(rng.choice([4, 16, 64]))]
+    argv += ["--slo-max-preemptions", str(rng.choice([0, 1, 3, 50]))]
+    argv += ["--slo-kv", rng.choice(["forecast", "forecast", "full", "stock"])]
+    argv += ["--slo-mix", rng.choice(["auto", "auto", "always", "never"])]
+    argv += ["--slo-order", rng.choice(["slack", "slack", "stock"])]
+    argv += ["--slo-chunk", rng.choice(["dynamic", "dynamic", "fixed"])]
+    argv += ["--slo-packing", rng.choice(["dual", "greedy"])]
+    argv += ["--schedule-conservativeness", rng.choice(["0.05", "1.0"])]
+    for flags, share in (
+        (["--disable-overlap-schedule"], 0.25),
+        (["--enable-priority-scheduling"], 0.1),
+        (["--schedule-policy", "lpm"], 0.2),
+        (["--slo-queue-limit-s", "0.5"], 0.2),
+        (["--slo-decode-buckets", "off"], 0.1),
+        (["--slo-park", "off"], 0.1),
+    ):
+        if rng.random() < share:
+            argv += flags
+    return argv
+
+
+def prompt(world: World, i: int) -> array[int]:
+    """Token ids of request i: a prefix that a few share, then its own."""
+    rng = random.Random(f"prompt {world.seed} {i}")
+    n = int(world.workload.input_tokens[i])
+    shared = random.Random(rng.randrange(4)).choices(range(10, VOCAB), k=min(n // 2, 24))
+    shared = shared if rng.random() < 0.5 else []
+    return array("q", [*shared, *rng.choices(range(10, VOCAB), k=n - len(shared))])
+
+
+def features(world: World, i: int) -> dict[str, Any]:
+    """Sampling parameters of request i beside its length."""
+    rng = random.Random(f"features {world.seed} {i}")
+    return dict(rng.choice(FEATURES)) if rng.random() < world.feature_share else {}
