@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -57,7 +58,7 @@ def obviously_kept(rule: str, times: list[float], limit_s: float) -> bool:
     if not times or math.isinf(limit_s):
         return True
     moments = sorted(set(times))
-    gaps = [b - a for a, b in zip(moments[:-1], moments[1:], strict=True)]
+    gaps = [b - a for a, b in itertools.pairwise(moments)]
     if rule == "every":
         return all(gap <= limit_s for gap in gaps)
     if rule == "paced":
@@ -86,9 +87,9 @@ def test_reasons_are_exactly_the_declared_limits_that_were_passed(
 ) -> None:
     times = token_times(stream)
     rule = {GapRule.EVERY: "every", GapRule.PACE: "paced", GapRule.P99: "p99"}[slo.gap_rule]
-    longest_s = max([b - a for a, b in zip(times[:-1], times[1:], strict=True)], default=0.0)
+    longest_s = max([b - a for a, b in itertools.pairwise(times)], default=0.0)
     expected = {
-        "ttft": 1.0 > slo.ttft_s,
+        "ttft": slo.ttft_s < 1.0,
         "gap": slo.gap_rule != GapRule.PACE and not obviously_kept(rule, times, slo.tbt_s),
         "pause": slo.gap_rule == GapRule.P99 and longest_s > slo.max_pause_s,
         "pace": slo.gap_rule == GapRule.PACE and not obviously_kept(rule, times, slo.tbt_s),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_slo.config import SloConfig
-from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
 from sglang_slo.core.kv.pool import Leavers, Pool
+from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
 from sglang_slo.core.ordering import FairShareQueue
 from sglang_slo.core.plan import IterationPlan, Planner
 from sglang_slo.core.slo import Slo

@@ -45,17 +45,17 @@ class Limits(Protocol):
     """Limits in seconds, inf: none. An `Slo`, or columns of many [n]."""
 
     @property
-    def ttft_s(self) -> Any: ...  # noqa: D102
+    def ttft_s(self) -> Any: ...
     @property
-    def tbt_s(self) -> Any: ...  # noqa: D102
+    def tbt_s(self) -> Any: ...
     @property
-    def tpot_s(self) -> Any: ...  # noqa: D102
+    def tpot_s(self) -> Any: ...
     @property
-    def e2e_s(self) -> Any: ...  # noqa: D102
+    def e2e_s(self) -> Any: ...
     @property
-    def gap_rule(self) -> Any: ...  # noqa: D102
+    def gap_rule(self) -> Any: ...
     @property
-    def max_pause_s(self) -> Any: ...  # noqa: D102
+    def max_pause_s(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)

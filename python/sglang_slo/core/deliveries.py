@@ -6,6 +6,8 @@ gives its `Deliveries` when it ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sglang_slo.core.attainment import (
@@ -17,7 +19,6 @@ from sglang_slo.core.attainment import (
     rank_from_top,
 )
 from sglang_slo.core.slo import Slo
-from collections.abc import Sequence
 
 
 class GapTail:

@@ -62,7 +62,10 @@ HISTOGRAMS = {
     "tbt_p99_seconds": ("99th percentile gap between deliveries of a request", GAP_BUCKETS_S),
     "tpot_seconds": ("Mean time per token of a request after its first", GAP_BUCKETS_S),
     "ttft_limit_used_ratio": ("TTFT as a share of its limit", USED_BUCKETS),
-    "tbt_limit_used_ratio": ("Gap that is judged, longest or 99th percentile, as a share of its limit", USED_BUCKETS),
+    "tbt_limit_used_ratio": (
+        "Gap that is judged, longest or 99th percentile, as a share of its limit",
+        USED_BUCKETS,
+    ),
 }
 IN_WINDOW = ("slo_class", "window")
 GAUGES = {
@@ -106,7 +109,10 @@ GAUGES = {
     "length_coverage_50_ratio": ("Share of lengths below their predicted median", ()),
     "length_coverage_90_ratio": ("Share of lengths below their predicted 90th percentile", ()),
     "length_training": ("1 while a length model is being trained", ()),
-    "headroom_tokens_per_second": ("Prefill tokens a second to spare beside the load, times attainment", BY_CLASS),
+    "headroom_tokens_per_second": (
+        "Prefill tokens a second to spare beside the load, times attainment",
+        BY_CLASS,
+    ),
     "headroom_kv_tokens": ("KV to spare beside the load, times attainment", BY_CLASS),
 }
 # A gauge of windows to where its figure stands in a class's report.

@@ -24,7 +24,7 @@ class PlannedAdder(PrefillAdder):
         running_batch, args = args[3], (*args[:3], None, *args[4:])
         super().__init__(*args, **kwargs)
         self.running_batch = running_batch
-        self._most_chunk_tokens = self.rem_chunk_tokens or 1 << 40
+        self._most_chunk_tokens: int = self.rem_chunk_tokens or 1 << 40  # type: ignore[has-type]
         self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
         self._planned, self._admitted = planned, admitted
 

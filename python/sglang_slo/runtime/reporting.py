@@ -74,7 +74,9 @@ class Reporter:
         if live != self._batch:  # a batch that decodes stays the same for many iterations
             self._batch, self._slots = live, np.fromiter((req.slo_slot for req in live), np.int64, len(live))
         slots = self._slots
-        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(slots)
+        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(
+            slots
+        )
         got = new > 0
         if got.all():
             self._out.add(slots, now_s, new)

@@ -68,6 +68,7 @@ class SloScheduler(stock.Scheduler):
     if TYPE_CHECKING:  # SGLang sets these without saying what they are
         is_mixed_chunk: bool
         request_receiver: Any
+        ipc_channels: Any
         output_streamer: Any
         policy: Any
         waiting_queue: list[Req]

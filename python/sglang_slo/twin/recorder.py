@@ -86,7 +86,9 @@ class Recorder:
         rows["decodes"].append(decodes)
         rows["context_tokens"].append(load.context_tokens)
         lengths = batch.seq_lens_cpu.tolist()
-        streaming = len(self._streams)  # all that decode, and what comes back from a preemption, are among them
+        streaming = len(
+            self._streams
+        )  # all that decode, and what comes back from a preemption, are among them
         back = sum(req.rid in self._streams for req in batch.reqs[:prefills])
         rows["stalled"].append(max(streaming - decodes - back, 0))
         if prefills:
@@ -128,7 +130,9 @@ class Recorder:
         """Note the tokens that came out now; requests may be mentioned without having a new one."""
         live = [req for req in reqs if req.rid not in self._over]
         slots = np.fromiter((self._slot(req.rid) for req in live), np.int64, len(live))
-        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(slots)
+        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(
+            slots
+        )
         got = new > 0
         self._out.add(slots[got], self.engine.now_s, new[got])
         for req in live:

@@ -108,9 +108,7 @@ class Requests:
     @property
     def attained_by_rule(self) -> dict[Rule, NDArray[np.bool_]]:
         """Rule to rows that finished and kept their gap limit by it, and their other limits."""
-        return {
-            rule: self.finished & kept for rule, kept in kept_by_rule(self.limits, self.figures).items()
-        }
+        return {rule: self.finished & kept for rule, kept in kept_by_rule(self.limits, self.figures).items()}
 
     @property
     def finished(self) -> NDArray[np.bool_]:

@@ -138,7 +138,9 @@ def test_all_who_have_to_stay_fit_to_their_end(comers: list[tuple[int, int, int]
     assert alone or _walk(staying) <= 1000
 
 
-@given(running, st.lists(st.tuples(st.integers(1, 500), st.integers(1, 300), st.integers(0, 600)), max_size=6))
+@given(
+    running, st.lists(st.tuples(st.integers(1, 500), st.integers(1, 300), st.integers(0, 600)), max_size=6)
+)
 def test_who_is_refused_is_charged_nothing(
     pairs: list[tuple[int, int]], comers: list[tuple[int, int, int]]
 ) -> None:

@@ -76,7 +76,7 @@ def test_no_more_leave_than_the_growth_of_the_others_needs_and_one_stays(
     assert len(relief.victims) < max(len(rows), 1)
     assert all(rows[i][3] for i in relief.positions.tolist())
     if len(relief.victims) > 1:
-        order = [i for i in groups(pool, MODEL, 0.0, "kv", False).all.tolist()][: len(relief.victims)]
+        order = list(groups(pool, MODEL, 0.0, "kv", False).all.tolist())[: len(relief.victims)]
         assert sorted(order) == relief.positions.tolist()
         fewer = sum(rows[i][0] + 32 for i in order[:-1])
         assert fewer < 32 * len(rows) - free
@@ -149,7 +149,9 @@ def _host(pool: Pool, tokens: list[int], deadlines: list[float]) -> Pool:
     return replace(pool, host=HostKv(np.array(rows), np.array(tokens), on=True))
 
 
-def _returning(pool: Pool, free: int, nearest: float = math.inf, overdue: int = -1, blocked: bool = False) -> list[int]:
+def _returning(
+    pool: Pool, free: int, nearest: float = math.inf, overdue: int = -1, blocked: bool = False
+) -> list[int]:
     return returns(pool, pool.ledger(), free, 10, nearest, overdue, blocked, 0.0)
 
 
