@@ -173,6 +173,7 @@ class _environment:  # noqa: N801 - reads as a function
             "--device": "cpu",
             "--attention-backend": "torch_native",
             "--grammar-backend": "none",
+            "--dtype": "float32",  # a rounding error must not decide between two tokens
             "--random-seed": "1",
             "--log-level": "error",
         }
@@ -207,7 +208,7 @@ def all_at_once(requests: list[Any]) -> Script:
 
 def prompts(count: int, length: int) -> Iterator[list[int]]:
     """Prompts that share no token at their start."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(11)
     for i in range(count):
         body = torch.randint(10, 500, (length + 3 * i,), generator=generator).tolist()
         yield [10 + i, *body]

@@ -66,7 +66,7 @@ def test_tokens_are_the_same_whichever_way_out(
     run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
     assert run.tokens == expected
     assert run.counts[way] > 0 and not run.counts.get("stock")
-    assert run.counts.get("swap", 0) == run.counts.get("swap_in", 0)
+    assert run.counts.get("swap", 0) == run.scheduler.slo_preempt.swap_ins
     nothing_is_left(run)
 
 
@@ -150,7 +150,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
         self.hides = True
 
     monkeypatch.setattr(ArenaHostPool, "__init__", hiding)
-    monkeypatch.setattr("sglang_slo.core.preemption.swap_s", lambda model, tokens: 0.06)
+    monkeypatch.setattr("sglang_slo.core.kv.preemption.swap_s", lambda model, tokens: 0.06)
 
 
 @pytest.mark.parametrize("overlap", OVERLAP)
@@ -160,7 +160,7 @@ def test_transfers_that_take_iterations_change_no_token(
     slow(monkeypatch)
     run = real.run(real.all_at_once(requests()), COUNT, [*SWAP, *OVERLAP[overlap]], folder)
     assert run.tokens == expected
-    assert run.counts["swap_in"] > 0
+    assert run.scheduler.slo_preempt.swap_ins > 0
     nothing_is_left(run)
 
 
@@ -195,7 +195,7 @@ def test_new_weights_drop_the_copies(
     )
     run = real.run(script, COUNT, SWAP, folder)
     assert run.tokens == expected
-    assert run.counts["swap_in"] < run.counts["swap"]
+    assert run.scheduler.slo_preempt.swap_ins < run.counts["swap"]
     nothing_is_left(run)
 
 

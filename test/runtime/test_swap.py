@@ -83,7 +83,7 @@ def test_a_failed_save_takes_room_until_it_is_dropped(monkeypatch: pytest.Monkey
     copy = pool.save(torch.arange(10))
     assert not copy.ok and pool.used_tokens == 10
     pool.drop(copy)
-    assert pool.used_tokens == 0 and pool.room_for(64)
+    assert pool.used_tokens == 0 and pool.largest_room() >= 64
 
 
 @relaxed
@@ -131,7 +131,7 @@ def test_measuring_leaves_the_kv_as_it_was() -> None:
     before = rows(kv, torch.arange(64))
     pool = pool_of(kv, 40)
     swap.measure(pool, 40)
-    assert pool.used_tokens == 0 and pool.room_for(40)
+    assert pool.used_tokens == 0 and pool.largest_room() >= 40
     assert all(torch.equal(a, b) for a, b in zip(before, rows(kv, torch.arange(64)), strict=True))
 
 

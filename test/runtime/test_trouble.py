@@ -8,6 +8,7 @@ import pytest
 import real_scheduler as real
 
 from sglang_slo.core.plan import Planner
+from sglang_slo.runtime.applier import Applier
 from sglang_slo.runtime.book import RequestBook
 from sglang_slo.runtime.lengths import ArrivingLengths
 from sglang_slo.runtime.online_fit import OnlineFit
@@ -29,7 +30,10 @@ PLACES = [
     (OnlineFit, "maybe_refit"),
     (OnlineFit, "add"),
     (Preemptor, "measured"),
-    (Preemptor, "adjust"),
+    (Preemptor, "leavers"),
+    (Preemptor, "host"),
+    (Preemptor, "arrived"),
+    (Applier, "prefill"),
     (Reporter, "_tokens_out"),
 ]
 
