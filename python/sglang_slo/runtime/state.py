@@ -1,50 +1,70 @@
 """Reads the scheduler's state of the moment into `Gauges`: queues, budget, KV, latency model, headroom.
 
-Called about once a second, between iterations, on the scheduler's own thread; changes nothing. Headroom of
-a bucket: with everyone decoding now, the longest prefill chunk that an iteration within the bucket's limit
-still has room for, per second of such iterations; and the KV left below the forecast peak and reserve.
+Called about once a second, between iterations, on the scheduler's own thread; changes nothing. Headroom of a
+class is net: what an iteration within its gap limit has room for beside those who decode, per second of such
+iterations, less the prefill that came in lately and that waits now; and the KV left below the forecast peak, the
+reserve and what waits. Both times the share of the class that attained lately, and nothing below one half: a
+replica that does not keep its promises has no room, whatever its model says.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sglang_slo.core.attainment import gap_limit_s
 from sglang_slo.core.latency import decode_shape
-from sglang_slo.core.slo import BEST_EFFORT_BUCKET, BUCKET_RATIO, TIGHTEST_BUCKET_S, bucket, limit_s
+from sglang_slo.core.slo import DEFAULT_CLASS, SloClass
 from sglang_slo.observe.gauges import Gauges, Headroom
+from sglang_slo.observe.window import ALL_CLASSES
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
     from sglang_slo.runtime.scheduler import SloScheduler
 
+LEAST_ATTAINMENT = 0.5  # a class that attains less lately has no headroom
+BACKLOG_S = 1.0  # what waits is to be prefilled within so long
+
 
 def gauges(scheduler: SloScheduler) -> Gauges:
     """The state of a scheduler that schedules by deadlines (`slo_on`)."""
-    table, plan = scheduler.slo_book.table, scheduler.slo_plan
+    plan, preempt = scheduler.slo_plan, scheduler.slo_preempt
     waiting = [req for req in scheduler.waiting_queue if getattr(req, "slo_row", -1) >= 0]
     decoding = decoding_rows(scheduler)
     kv = kv_tokens(scheduler, decoding)
-    queued = Counter(table.bucket[scheduler.slo_book.rows(waiting)].tolist())
     return Gauges(
         running=len(decoding),
-        queued=queued,
+        queued=Counter(req.slo.slo_class for req in waiting),
         parked=sum(getattr(req, "slo_parked", 0) > 0 for req in waiting),
         preempted=sum(req.retraction_count > 0 for req in waiting),
-        lost=plan.infeasible if plan else 0,
+        given_up=plan.infeasible if plan else 0,
         budget_s=plan.budget_s if plan and 0 < plan.budget_s < math.inf else None,
         chunk_tokens=sum(tokens for _, tokens in plan.prefill) if plan else 0,
         plan_s=scheduler.slo_plan_s,
         kv=kv,
-        ways_out=dict(scheduler.slo_preempt.counts),
-        swap=scheduler.slo_preempt.swap_figures(),
+        preemptions=dict(preempt.counts),
+        swap_ins=preempt.swap_ins,
+        swap=preempt.swap_figures(),
         latency=scheduler.slo_fit.metrics(),
-        headroom=headroom(scheduler, decoding, kv, set(queued)),
+        lengths=length_figures(scheduler),
+        headroom=headroom(scheduler, decoding, kv, scheduler.slo_book.rows(waiting)),
     )
+
+
+def length_figures(scheduler: SloScheduler) -> dict[str, Any]:
+    """What the predictor of output lengths says of itself, on the rank that has one; a coverage not yet known is left out."""
+    service = scheduler.slo_lengths.service if scheduler.slo_lengths is not None else None
+    if not hasattr(service, "metrics"):
+        return {}
+    return {
+        name: figure
+        for name, figure in service.metrics().items()
+        if not (name.startswith("coverage") and figure < 0)
+    }
 
 
 def decoding_rows(scheduler: SloScheduler) -> np.ndarray:
@@ -77,19 +97,29 @@ def kv_tokens(scheduler: SloScheduler, decoding: np.ndarray) -> dict[str, float]
 
 
 def headroom(
-    scheduler: SloScheduler, decoding: np.ndarray, kv: dict[str, float], queued: set[int]
-) -> dict[int, Headroom]:
-    """By bucket, for those of the declared classes, of what waits, and for best effort."""
+    scheduler: SloScheduler, decoding: np.ndarray, kv: dict[str, float], waiting: np.ndarray
+) -> dict[str, Headroom]:
+    """By class: those that the server declares, and its default for requests without one."""
     config, table = scheduler.slo_config, scheduler.slo_book.table
-    declared = {bucket(limit_s(c.tbt_ms)) for c in config.classes.values()}
-    running = set(table.bucket[decoding].tolist())
-    spare_kv = int(max(kv["capacity"] - kv["reserve"] - kv["forecast_peak"], 0))
-    context = int(table.context_tokens(decoding).sum())
-    base = decode_shape(len(decoding), context, beside_prefill=True)
+    classes = {DEFAULT_CLASS: SloClass(config.ttft_ms, config.tbt_ms), **config.classes}
+    lately = scheduler.slo_observer.lately(scheduler.slo_tick.now_s)
+    coming = lately[ALL_CLASSES]["prefill_tokens_per_s"]
+    backlog = int(table.prefill_tokens(waiting).sum())
+    busy_tokens_per_s = coming + backlog / BACKLOG_S
+    spare_kv = max(kv["capacity"] - kv["reserve"] - kv["forecast_peak"] - backlog, 0)
+    base = decode_shape(len(decoding), int(table.context_tokens(decoding).sum()), beside_prefill=True)
     found = {}
-    for index in sorted(declared | running | queued | {BEST_EFFORT_BUCKET}):
-        limit = TIGHTEST_BUCKET_S * BUCKET_RATIO**index
-        time_s = min(limit * (1 - config.margin), config.idle_cap_ms / 1e3)
-        chunk = scheduler.slo_model.largest_chunk(base, 0, time_s)
-        found[index] = Headroom(chunk / time_s, spare_kv)
+    for name, declared in classes.items():
+        limit_s = float(gap_limit_s(declared.slo(name)))
+        time_s = min(limit_s * (1 - config.margin), config.idle_cap_ms / 1e3)
+        gross = scheduler.slo_model.largest_chunk(base, 0, time_s) / time_s
+        kept = discount(lately.get(name, {}).get("attainment"))
+        found[name] = Headroom(max(gross - busy_tokens_per_s, 0.0) * kept, int(spare_kv * kept))
     return found
+
+
+def discount(attainment: float | None) -> float:
+    """What headroom is worth where this share of a class attained lately; None: nobody finished."""
+    if attainment is None:
+        return 1.0
+    return attainment if attainment >= LEAST_ATTAINMENT else 0.0
