@@ -185,3 +185,15 @@ def test_load_multiplies_the_clients_of_a_closed_loop(tmp_path: Path) -> None:
     trace(tmp_path, "0,1,1", "5,2,2")
     got = load_workload(write(tmp_path, loop={"clients": 4, "start": "staggered"}), load=2.0)
     assert (got.clients, got.staggered, got.arrival_s.tolist()) == (8, True, [0.0, 0.0])
+
+
+def test_a_surge_multiplies_the_rate_while_it_lasts(tmp_path: Path) -> None:
+    arrivals = {"poisson_rps": 50, "surge": {"from_s": 20, "to_s": 40, "factor": 3}}
+    lengths = {"input": {"fixed": 1}, "output": {"fixed": 1}}
+    stream = {"class": "chat", "lengths": lengths, "arrivals": arrivals}
+    got = load_workload(write(tmp_path, max_requests=None, horizon_s=60, streams=[stream]))
+    before, during, after = np.histogram(got.arrival_s, [0, 20, 40, 60])[0] / 20
+    assert 43 < before < 57 and 138 < during < 162 and 43 < after < 57
+    arrivals["surge"] = {"from_s": 9, "to_s": 3, "factor": 1}
+    with pytest.raises(WorkloadError, match="surge"):
+        load_workload(write(tmp_path, streams=[stream]))

@@ -3,6 +3,7 @@
     run       one scheduler on one workload
     compare   ours, ours with parts off, stock defaults, best stock
     capacity  the highest load at which a target share of requests is kept
+    plan      how many replicas keep a target share
     bound     what no scheduler can exceed
     validate  the twin against serving runs on real GPUs
     plot      the same as pictures
@@ -23,7 +24,7 @@ from sglang_slo.core.latency import ProfileError
 from sglang_slo.twin.devices import DeviceError
 from sglang_slo.twin.workload import WorkloadError
 
-COMMANDS = ("run", "compare", "capacity", "bound", "validate", "plot")
+COMMANDS = ("run", "compare", "capacity", "plan", "bound", "validate", "plot")
 
 
 def main(argv: list[str] | None = None) -> int:

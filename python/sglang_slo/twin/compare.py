@@ -3,7 +3,9 @@
 The grid is fcfs/lpm/priority x mixed on/off x chunk 256..8192 x conservativeness 0.3/1.0. Not all is run:
   - lpm is fcfs where no prompt shares a prefix (no cached token under fcfs: all prefix lengths tie);
   - priority is fcfs where all requests are of one class;
-  - conservativeness 0.3 only for the four best at 1.0: it moves admission alone, little beside the rest.
+  - conservativeness 0.3, preemption by priority, and newer releases' interval between prefills only on top of the
+    four best: they move admission alone, little beside the rest.
+Queue policies of newer releases are tried where the installed one has them.
 The first two lose nothing; `--full-grid` runs everything. `--quick-grid` runs chunk 256, 512, 1024, 2048 and 8192 under
 fcfs, lpm and priority with the best two of these, and 0.3 with the best one. The winner has the best attainment, then
 goodput.
@@ -15,6 +17,7 @@ import argparse
 import importlib
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from sglang_slo.twin import flags
@@ -26,6 +29,15 @@ CHUNKS = (256, 512, 1024, 2048, 4096, 8192)
 # 256 wins where gap limits are tight (chat70b), 1024 where prompts are long and shared (agent)
 QUICK_CHUNKS = (256, 512, 1024, 2048, 8192)
 POLICIES = ("fcfs", "lpm", "priority")
+# Of upstream's newer releases: tried where the installed one has them.
+NEWER_POLICIES = ("hrrn", "shortest-prefill-first")
+# One at a time on top of the best settings, where the installed release has the flag.
+REFINEMENTS: dict[str, tuple[str, ...]] = {
+    "loose": ("--schedule-conservativeness", "0.3"),
+    "preempting": ("--priority-scheduling-preemption-threshold", "0"),
+    "interval 2": ("--prefill-decode-interval", "2"),
+    "interval 8": ("--prefill-decode-interval", "8"),
+}
 FINALISTS = 4
 # Each part of ours, switched off (or to its alternatives) alone.
 PARTS = {
@@ -74,7 +86,7 @@ def command(args: argparse.Namespace, rest: list[str]) -> int:
     results = run_all([replace(base, name="stock defaults"), *slo], args.jobs, show, not args.no_cache)
     extent = "full" if args.full_grid else "quick" if args.quick_grid else "usual"
     grid = best_stock(base, args.jobs, extent, keep=not args.no_cache)
-    best = max(grid, key=_merit)
+    best = max(grid, key=merit)
     rows: list[Row] = [
         (slo[0].name, results[1]),
         (f"best stock: {best.scheduler.removeprefix('stock ')}", best),
@@ -98,11 +110,12 @@ def best_stock(
 ) -> list[RunResult]:
     """Results of the stock grid on the workload of `base`, in the order they were run. `extent`: full, usual, quick."""
     full, quick = extent == "full", extent == "quick"
+    known, newer = stock_has()
     chunks = QUICK_CHUNKS if quick else CHUNKS
     settings = [(mixed, chunk) for mixed in (True, False) for chunk in chunks]
     first = [_setting(base, "fcfs", mixed, chunk) for mixed, chunk in settings]
     results = run_all(first, jobs, show_progress, keep)
-    policies = list(POLICIES[1:])
+    policies = [*POLICIES[1:], *(p for p in NEWER_POLICIES if p in newer)]
     if not full and not any(r.requests.cached_tokens.any() for r in results):
         policies.remove("lpm")
     if not full and len(set(results[0].requests.class_id.tolist())) == 1:
@@ -114,15 +127,31 @@ def best_stock(
     specs = first + second
     order = _best_first(results)
     finalists = order if full else order[: 1 if quick else FINALISTS]
-    loose = ("--schedule-conservativeness", "0.3")
     third = [
-        replace(specs[i], argv=(*specs[i].argv, *loose), name=specs[i].name + " loose") for i in finalists
+        replace(specs[i], argv=(*specs[i].argv, *more), name=f"{specs[i].name} {name}")
+        for i in finalists
+        for name, more in REFINEMENTS.items()
+        if more[0] in known and (name != "preempting" or "--enable-priority-scheduling" in specs[i].argv)
     ]
     return results + run_all(third, jobs, show_progress, keep)
 
 
+@lru_cache(maxsize=1)
+def stock_has() -> tuple[frozenset[str], frozenset[str]]:
+    """Flags and queue policies of the SGLang that is installed."""
+    import sglang_slo.twin.platform as twin_platform
+
+    twin_platform.settle()
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    actions = {flag: action for action in parser._actions for flag in action.option_strings}
+    return frozenset(actions), frozenset(actions["--schedule-policy"].choices or ())
+
+
 def _best_first(results: list[RunResult]) -> list[int]:
-    return sorted(range(len(results)), key=lambda i: _merit(results[i]), reverse=True)
+    return sorted(range(len(results)), key=lambda i: merit(results[i]), reverse=True)
 
 
 def _setting(base: Spec, policy: str, mixed: bool, chunk: int) -> Spec:
@@ -134,7 +163,8 @@ def _setting(base: Spec, policy: str, mixed: bool, chunk: int) -> Spec:
     return replace(base, argv=(*base.argv, *argv), name=name)
 
 
-def _merit(result: RunResult) -> tuple[float, float]:
+def merit(result: RunResult) -> tuple[float, float]:
+    """By which a setting is the best: attainment, then goodput."""
     return result.attainment, result.goodput_rps
 
 

@@ -40,14 +40,43 @@ def generate(
     count = (
         limit if math.isinf(horizon_s) and limit else int(rate * horizon_s * (1.5 + cv) + 20 * cv * cv + 50)
     )
+    surge = _surge(arrivals, f"{where}.arrivals")
+    if math.isfinite(horizon_s):
+        count = int(count * max(surge[2], 1.0))
     # Gamma gaps of mean 1/rate and coefficient of variation cv: shape 1/cv^2, scale cv^2/rate.
     arrival = np.cumsum(rng.gamma(1 / cv**2, cv**2 / rate, count))
+    arrival = _surged(arrival, *surge)
     arrival = arrival[arrival <= horizon_s]
     drawn = _lengths(spec.get("lengths"), f"{where}.lengths", folders, rng, len(arrival))
     inputs, blocks = drawn.input_tokens, None
     if "shared_prefixes" in spec:
         blocks = _shared_blocks(spec["shared_prefixes"], f"{where}.shared_prefixes", inputs, rng)
     return replace(drawn, arrival_s=arrival, blocks=blocks, end_s=math.inf, timed=True)
+
+
+def _surge(arrivals: dict[str, Any], where: str) -> tuple[float, float, float]:
+    """(from, to, factor): between these times the rate is multiplied; (0, 0, 1) without one."""
+    if "surge" not in arrivals:
+        return 0.0, 0.0, 1.0
+    spec = arrivals["surge"]
+    if not isinstance(spec, dict) or set(spec) != {"from_s", "to_s", "factor"}:
+        raise WorkloadError(f"{where}.surge: need {{from_s, to_s, factor}}, got {spec!r}")
+    begin, end, factor = (
+        float(number(spec, name, f"{where}.surge")) for name in ("from_s", "to_s", "factor")
+    )
+    if end <= begin or factor <= 0:
+        raise WorkloadError(f"{where}.surge: need to_s after from_s and a factor above 0, got {spec!r}")
+    return begin, end, factor
+
+
+def _surged(at_s: NDArray[np.float64], begin: float, end: float, factor: float) -> NDArray[np.float64]:
+    """Arrivals at an even rate, moved so that the rate within [begin, end] is `factor` times that outside.
+
+    Time is stretched: by t the even process has come to t outside, and by begin + factor (t - begin) inside.
+    """
+    inside = begin + factor * (end - begin)
+    during = begin + (at_s - begin) / factor
+    return np.where(at_s <= begin, at_s, np.where(at_s <= inside, during, at_s - inside + end))
 
 
 def _shared_blocks(

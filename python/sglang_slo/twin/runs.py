@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sglang_slo.runtime.demo_model import cache_dir
+from sglang_slo.twin.replicas import share_of
 from sglang_slo.twin.result import RunResult
 from sglang_slo.twin.workload import Workload, load_workload
 
@@ -54,6 +55,7 @@ class Spec:
     data: str | None = None
     predictor: str | None = None  # in the place of the workload's
     device: str | None = None  # in the place of the workload's
+    share: tuple[int, int, str] | None = None  # (replica, of how many, router): its part of the requests
     name: str = ""
 
     def requests(self) -> Workload:
@@ -66,7 +68,8 @@ class Spec:
             max_requests=self.max_requests,
             device=self.device,
         )
-        return replace(workload, predictor=self.predictor) if self.predictor else workload
+        workload = replace(workload, predictor=self.predictor) if self.predictor else workload
+        return workload if self.share is None else share_of(workload, *self.share)
 
     @property
     def title(self) -> str:

@@ -28,7 +28,7 @@ from sglang_slo.twin.workload import Workload, staggered_outputs
 STARTS = ("at_once", "staggered")
 TURNS = 3  # requests of each client; the first and the last turn are not judged
 MOST_TOKENS = 250_000  # of output in one run: longer ones are left out unless asked for
-FIT_ROUNDS = 2
+FIT_ROUNDS = 1  # of linearising; the loop is all but linear in the two
 HUBER = 0.1  # relative error beyond which a run counts less in the fit
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 
@@ -65,6 +66,15 @@ class TwinWorker(TpModelWorker):
         if last:
             tokens[last] = EOS_ID
         result = GenerationBatchResult(logits_output=None, next_token_ids=tokens)
+        if batch.return_logprob:
+            result.logits_output = LogitsProcessorOutput(
+                next_token_logits=None,
+                next_token_logprobs=torch.zeros(len(batch.reqs)),
+                input_token_logprobs=torch.zeros(0),
+            )
+            if batch.forward_mode.is_extend():
+                result.extend_input_len_per_req = list(batch.extend_lens)
+                result.extend_logprob_start_len_per_req = list(batch.extend_logprob_start_lens)
         result.end_s = self.recorder.engine.busy_until_s
         return result
 
