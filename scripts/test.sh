@@ -12,5 +12,5 @@ cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-lint-imports
+lint-imports --no-cache
 exec "$python" -m pytest -n "${SGLANG_SLO_TEST_JOBS:-2}" --dist loadgroup --no-loadscope-reorder "$@"

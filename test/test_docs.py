@@ -7,7 +7,6 @@ version with that module can do. Port 30000 stands for the shared server.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
@@ -55,11 +54,8 @@ class Block:
 
     def check_needs(self) -> None:
         """Skip what this version cannot do yet."""
-        if (
-            self.mark.startswith("needs ")
-            and importlib.util.find_spec(self.mark.removeprefix("needs ")) is None
-        ):
-            pytest.skip(self.mark)
+        if self.mark.startswith("needs "):
+            pytest.importorskip(self.mark.removeprefix("needs "), reason=self.mark)
 
 
 def _blocks() -> list[Block]:

@@ -12,6 +12,7 @@ import pytest
 from sglang_slo import launch_server
 from sglang_slo.cli import COMMANDS
 from sglang_slo.cli import main as cli
+from sglang_slo.core.slo import SloClass
 
 OMP = "SGLANG_CPU_OMP_THREADS_BIND"
 
@@ -90,8 +91,23 @@ def test_the_front_door_does_not_claim_what_only_a_built_scheduler_knows(
 ) -> None:
     monkeypatch.setattr("sglang_slo.runtime.flags.refusals", lambda args, config: [])
     monkeypatch.setattr("sglang_slo.attention.attention_line", lambda args, given: "attention")
-    launch_server.say_how_it_runs(None, launch_server.SloConfig(), set())
-    assert "scheduling by deadline" not in capsys.readouterr().err
+    args = SimpleNamespace(enable_metrics=False, host="127.0.0.1", port=30000)
+    launch_server.say_how_it_runs(args, launch_server.SloConfig(), set())
+    said = capsys.readouterr().err
+    assert "scheduling by deadline" not in said and "http://127.0.0.1:30000/slo" in said
+
+
+def test_what_is_promised_is_said_at_the_start() -> None:
+    classes = {"chat": SloClass(1000, 50), "batch": SloClass()}
+    config = launch_server.SloConfig(classes=classes, default_class="batch")
+    assert launch_server.promises(config) == [
+        "class chat: ttft 1000 ms, tbt 50 ms",
+        "class batch: best effort",
+        "requests that say nothing: class batch",
+    ]
+    assert launch_server.promises(launch_server.SloConfig(ttft_ms=9)) == [
+        "requests that say nothing: ttft 9 ms"
+    ]
 
 
 def test_the_command_lists_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sglang_slo import config as slo_config
 from sglang_slo.config import ConfigError, SloConfig
+from sglang_slo.core.slo import LIMITS_MS, SloClass
 
 PROG = "python -m sglang_slo.launch_server"
 DEMO_KV_TOKENS = 65536  # the demo model's KV would else take most of the memory of a small machine
@@ -110,7 +111,26 @@ def say_how_it_runs(server_args: Any, config: SloConfig, given: set[str]) -> Non
     if refused:
         raise SystemExit("\n".join(f"{PROG}: error: {message}" for message in refused))
     _say(attention_line(server_args, given))
+    for line in promises(config):
+        _say(line)
+    metrics = "on" if server_args.enable_metrics else "off (--enable-metrics)"
+    _say(
+        f"to watch: http://{server_args.host}:{server_args.port}/slo, JSON at /slo/status; metrics {metrics}"
+    )
     _say("deadlines are read and judged; each scheduler says below whether it schedules by them")
+
+
+def promises(config: SloConfig) -> list[str]:
+    """What requests are promised, one line a class and one for those that say nothing."""
+
+    def limits(of: SloClass | SloConfig) -> str:
+        given = {name: getattr(of, name, None) for name in LIMITS_MS}
+        told = [f"{name.removesuffix('_ms')} {ms:g} ms" for name, ms in given.items() if ms is not None]
+        return ", ".join(told) or "best effort"
+
+    lines = [f"class {name}: {limits(declared)}" for name, declared in config.classes.items()]
+    rest = f"class {config.default_class}" if config.default_class is not None else limits(config)
+    return [*lines, f"requests that say nothing: {rest}"]
 
 
 def bind_cpus(server_args: Any) -> None:

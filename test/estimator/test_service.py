@@ -48,7 +48,7 @@ def _serves(service: LengthService) -> bool:
     return logs.shape == (2, len(QUANTILES)) and bool(np.isfinite(logs).all()) and 1 <= bound[0] <= 500
 
 
-def _wait_for(service: LengthService, counter: str, limit_s: float = 300.0) -> None:
+def _wait_for(service: LengthService, counter: str, limit_s: float = 600.0) -> None:
     end = time.monotonic() + limit_s
     while not service.counters[counter] and time.monotonic() < end:
         service.poll(0.0)
@@ -166,7 +166,7 @@ def test_a_killed_child_changes_nothing(tmp_path, model_bytes):
     (tmp_path / store.CURRENT).write_bytes(model_bytes)
     service = LengthService(SloConfig(), store_dir=tmp_path)
     _stream(service, 220)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while service.trainer.pid is None and time.monotonic() < end:
         time.sleep(0.005)
     os.kill(service.trainer.pid, signal.SIGKILL)
