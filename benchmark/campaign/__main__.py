@@ -118,7 +118,9 @@ def main() -> int:
     two.add_argument("--parts", default="matrix,fuzz,soak,harm", help="which, by commas (default: all)")
     two.add_argument("--harm", default="", metavar="TEXT", help="only the harm whose name contains this")
     two.add_argument("--seed", type=int, default=1)
-    two.add_argument("--folder", type=Path, default=Path("out") / "campaign", help="for logs and scratch files")
+    two.add_argument(
+        "--folder", type=Path, default=Path("out") / "campaign", help="for logs and scratch files"
+    )
     two.add_argument("--json", type=Path, help="write the findings here")
     two.set_defaults(run=server)
     three = parts.add_parser("page", help="write the page from the findings of runs")
