@@ -121,7 +121,7 @@ def _limits(rng: random.Random) -> Any:
 
 
 @dataclass
-class _Seen:
+class Seen:
     statuses: Counter[int] = field(default_factory=Counter)
     failed: list[Sent] = field(default_factory=list)  # HTTP 500 and above, but 503
     hung: list[Sent] = field(default_factory=list)
@@ -131,10 +131,10 @@ class _Seen:
 
 def fuzz(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> list[Check]:
     """Send `count` of them; the server is started anew when it dies."""
-    rng, seen, left = random.Random(f"fuzz {seed}"), _Seen(), count
+    rng, seen, left = random.Random(f"fuzz {seed}"), Seen(), count
     while left > 0 and len(seen.deaths) <= MOST_RESTARTS:
         with serving("slo", FLAGS, folder / f"fuzz-{len(seen.deaths)}.log") as server:
-            left = asyncio.run(_until_dead(server.url, rng, left, seen, say))
+            left = asyncio.run(send_fuzzed(server.url, rng, left, seen, say))
     worse = _stock_is_better(folder, seen.failed)
     deaths = "; ".join(f"one of: {' | '.join(str(s) for s in last[:3])}" for last in seen.deaths[:3])
     return [
@@ -160,9 +160,7 @@ def _first(sent: list[Sent]) -> str:
     return " | ".join(str(s) for s in sent[:3])
 
 
-async def _until_dead(
-    url: str, rng: random.Random, left: int, seen: _Seen, say: Callable[[str], None]
-) -> int:
+async def send_fuzzed(url: str, rng: random.Random, left: int, seen: Seen, say: Callable[[str], None]) -> int:
     """Send until `left` are sent or nobody answers; how many are left then."""
     async with Client(url) as client:
         recent: list[Sent] = []
@@ -183,7 +181,7 @@ async def _until_dead(
     return left
 
 
-def _note(seen: _Seen, some: list[Sent], answers: list[Answer]) -> None:
+def _note(seen: Seen, some: list[Sent], answers: list[Answer]) -> None:
     for sent, answer in zip(some, answers, strict=True):
         seen.statuses[answer.status] += 1
         if answer.hung:

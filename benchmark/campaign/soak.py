@@ -40,10 +40,10 @@ def soak(folder: Path, minutes: float, seed: int, say: Callable[[str], None]) ->
         str(folder / "lengths"),
     ]
     with serving("slo", flags, folder / "soak.log") as server:
-        return asyncio.run(_soak(server, minutes * 60, seed, say))
+        return asyncio.run(soaked(server, minutes * 60, seed, say))
 
 
-async def _soak(server: Serving, seconds: float, seed: int, say: Callable[[str], None]) -> list[Check]:
+async def soaked(server: Serving, seconds: float, seed: int, say: Callable[[str], None]) -> list[Check]:
     counts: Counter[str] = Counter()
     began = time.monotonic()
     end = began + seconds

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 PACKAGE = "sglang_slo"
 LEFT_ALONE = ("twin", "clock", "config", "launch_server", "cli", "profile", "lang", "server")
 HARNESS = ("campaign", "benchmark.campaign", f"{PACKAGE}.twin", "invariants", "__main__", "test_")
+LOOKS = 200  # calls of a function that are looked at, until one is an entry
 SCHEDULER = f"{PACKAGE}.runtime.scheduler"
 
 
@@ -44,6 +46,7 @@ class Wires:
         self.fired = 0  # since it was armed
         self.tracing = False
         self._seen: dict[str, bool] = {}
+        self._looked: Counter[str] = Counter()
 
     def arm(self, name: str, once: bool, after: bool) -> None:
         """Raise at the next call (`once`) or at every call of `name`; `after` what it does rather than before."""
@@ -117,7 +120,7 @@ class Wires:
         def wired(*args: Any, **kwargs: Any) -> Any:
             if self.armed is name and _caller(sys._getframe(1)) is not None:
                 return self._trip(name, function, args, kwargs)
-            if self.tracing:
+            if self.tracing and self._looked[name] < LOOKS:
                 self._note(name, sys._getframe(1))
             return function(*args, **kwargs)
 
@@ -133,6 +136,7 @@ class Wires:
 
     def _note(self, name: str, frame: Any) -> None:
         entry = _caller(frame)
+        self._looked[name] += LOOKS if entry else 1  # an entry is an entry
         if entry is not None:
             self._seen[name] = self._seen.get(name, False) or entry
 
