@@ -28,7 +28,7 @@ from sglang_slo.server import counts
 from sglang_slo.server.body import no_other_spelling
 from sglang_slo.server.errors import FieldError, shown
 from sglang_slo.server.inputs import parallel
-from sglang_slo.server.limits import NOTHING, LimitError, Limits, parse, resolve, to_wire
+from sglang_slo.server.limits import NOTHING, Limited, LimitError, Limits, WireSlo, parse, resolve, to_wire
 from sglang_slo.server.visit import VISIT, Visit
 
 HEALTH_CHECK = "HEALTH_CHECK"  # SGLang's own probes begin with it
@@ -117,12 +117,13 @@ def _inside(params: Any, params_name: str) -> Any:
     if not isinstance(custom, Mapping):
         raise LimitError(where, f"need an object, got {shown(custom)}")
     no_other_spelling(custom, f"{where}.")
-    return custom.get("slo")
+    said = custom.get("slo")
+    return None if isinstance(said, WireSlo) else said  # from an earlier pass: SGLang's tool calls come again
 
 
-def _with_slo(params: Any, wire: Any) -> dict[str, Any]:
+def _with_slo(params: Any, wire: WireSlo) -> Limited:
     custom = {**((params or {}).get("custom_params") or {}), "slo": wire}
-    return {**(params or {}), "custom_params": custom}
+    return Limited({**(params or {}), "custom_params": custom}, before=params or {})
 
 
 def _batch_size(obj: Any) -> int | None:
