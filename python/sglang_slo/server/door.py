@@ -32,6 +32,11 @@ from sglang_slo.server.limits import NOTHING, Limited, LimitError, Limits, WireS
 from sglang_slo.server.visit import VISIT, Visit
 
 HEALTH_CHECK = "HEALTH_CHECK"  # SGLang's own probes begin with it
+# What SGLang warms up with, over HTTP: of several tokenizer workers another one may get it, which is up already.
+WARM_UP, WARM_UP_PROMPTS = (
+    {"temperature": 0, "max_new_tokens": 8},
+    ("The capital city of France is", [10, 11, 12]),
+)
 
 
 class Door:
@@ -139,7 +144,11 @@ def _batch_size(obj: Any) -> int | None:
 
 
 def _sglangs_own(manager: Any, obj: Any) -> bool:
-    # Health probes, and the warm-up that SGLang sends to itself over HTTP before it says that it is up.
-    rid = getattr(obj, "rid", None)
-    starting = getattr(getattr(manager, "server_status", None), "name", "") == "Starting"
-    return starting or (isinstance(rid, str) and rid.startswith(HEALTH_CHECK))
+    # Health probes, and the warm-up that SGLang sends to itself before it says that it is up.
+    if getattr(getattr(manager, "server_status", None), "name", "") == "Starting":
+        return True
+    rid, prompt = getattr(obj, "rid", None), obj.text if obj.text is not None else obj.input_ids
+    if isinstance(rid, str) and rid.startswith(HEALTH_CHECK):
+        return True
+    first = prompt[0] if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else prompt
+    return obj.sampling_params == WARM_UP and first in WARM_UP_PROMPTS
