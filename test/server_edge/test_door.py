@@ -16,7 +16,7 @@ from bad_limits import BAD, BODY
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import Slo, SloClass
 from sglang_slo.server.body import SILENT, read_body
-from sglang_slo.server.door import Door
+from sglang_slo.server.door import WARM_UP, WARM_UP_PROMPTS, Door
 from sglang_slo.server.errors import FieldError
 from sglang_slo.server.limits import LimitError, WireSlo, slo_of
 from sglang_slo.server.visit import VISIT, Visit
@@ -214,7 +214,12 @@ def test_a_server_that_requires_limits_refuses_what_comes_without() -> None:
     with pytest.raises(LimitError, match="without a limit"):
         through(one(), config=config)
     assert slos(through(one(), {"slo": {"class": "batch"}}, config=config))[0].best_effort
-    through(one(rid="HEALTH_CHECK_1"), config=config)  # SGLang's own
+    for own in (
+        {"text": "a", "rid": "HEALTH_CHECK_1"},
+        {"text": [WARM_UP_PROMPTS[0]] * 2},
+        {"input_ids": [10, 11, 12]},
+    ):
+        through(GenerateReqInput(**own, sampling_params=dict(WARM_UP)), config=config)  # SGLang's own
 
 
 @given(

@@ -16,8 +16,10 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import Slo
 from sglang_slo.server import wire
+from sglang_slo.server.door import Door
 from sglang_slo.server.errors import FieldError
 from sglang_slo.server.inputs import checked
 from sglang_slo.server.limits import to_wire
@@ -102,3 +104,18 @@ def test_an_ordinary_request_passes() -> None:
     params = {"stop": ["a"], "logit_bias": {"5": 1.0}, "stop_token_ids": [7], "custom_params": {"slo": WIRE}}
     request = tokenized(params)
     assert checked(lambda *_: request, manager, GenerateReqInput(input_ids=[1])) is request
+
+
+def test_once_tokenized_a_request_is_what_the_client_sent() -> None:
+    # SGLang's exporters write it as JSON
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
+    obj = GenerateReqInput(text="a", sampling_params={"custom_params": {"slo": {"ttft_ms": 5}}})
+    Door(SloConfig()).hook(lambda *_: None, None, obj)
+    checked(lambda manager, obj: tokenized(obj.sampling_params), manager, obj)
+    assert obj.sampling_params == {"custom_params": {"slo": {"ttft_ms": 5}}}
+
+
+def test_a_request_may_pass_the_door_twice() -> None:
+    obj = GenerateReqInput(text="a", sampling_params={"custom_params": {"slo": WIRE}})
+    Door(SloConfig(ttft_ms=7)).hook(lambda *_: None, None, obj)
+    assert obj.sampling_params["custom_params"]["slo"].slo.ttft_s == 0.007

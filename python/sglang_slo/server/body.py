@@ -9,6 +9,7 @@ and SGLang's router let through; `service_tier`, by the map of that name in slo.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,14 +35,16 @@ class Said:
 
 
 SILENT = Said()
+# A key that begins with `slo` in any case, and an escape, which may spell one. Bodies can be 50 MB of base64: a search
+# for a quote or a backslash first takes a quarter of the time of a search for the words, and makes no copy.
+_WORD, _ESCAPE = re.compile(rb'"[sS][lL][oO]'), re.compile(rb"\\[u]00")
 
 
 def read_body(body: bytes, config: SloConfig) -> Said:
     """What a JSON body says about limits; a body that is not a JSON object says nothing. Raises LimitError."""
-    lower = body.lower()
-    # an escape may spell the word, and UTF-16 puts zero bytes between its letters
-    spoken = b"slo" in lower or b"\\u00" in lower or b"\0" in body[:4]
-    tiers = bool(config.service_tiers) and b"service_tier" in lower
+    # UTF-16 and UTF-32 put zero bytes between letters
+    spoken = b"\0" in body[:4] or _WORD.search(body) or _ESCAPE.search(body)
+    tiers = bool(config.service_tiers) and b'"service_tier"' in body
     if not spoken and not tiers:
         return SILENT
     request = _parse(body)

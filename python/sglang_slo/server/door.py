@@ -28,10 +28,15 @@ from sglang_slo.server import counts
 from sglang_slo.server.body import no_other_spelling
 from sglang_slo.server.errors import FieldError, shown
 from sglang_slo.server.inputs import parallel
-from sglang_slo.server.limits import NOTHING, LimitError, Limits, parse, resolve, to_wire
+from sglang_slo.server.limits import NOTHING, Limited, LimitError, Limits, WireSlo, parse, resolve, to_wire
 from sglang_slo.server.visit import VISIT, Visit
 
 HEALTH_CHECK = "HEALTH_CHECK"  # SGLang's own probes begin with it
+# What SGLang warms up with, over HTTP: of several tokenizer workers another one may get it, which is up already.
+WARM_UP, WARM_UP_PROMPTS = (
+    {"temperature": 0, "max_new_tokens": 8},
+    ("The capital city of France is", [10, 11, 12]),
+)
 
 
 class Door:
@@ -117,12 +122,13 @@ def _inside(params: Any, params_name: str) -> Any:
     if not isinstance(custom, Mapping):
         raise LimitError(where, f"need an object, got {shown(custom)}")
     no_other_spelling(custom, f"{where}.")
-    return custom.get("slo")
+    said = custom.get("slo")
+    return None if isinstance(said, WireSlo) else said  # from an earlier pass: SGLang's tool calls come again
 
 
-def _with_slo(params: Any, wire: Any) -> dict[str, Any]:
+def _with_slo(params: Any, wire: WireSlo) -> Limited:
     custom = {**((params or {}).get("custom_params") or {}), "slo": wire}
-    return {**(params or {}), "custom_params": custom}
+    return Limited({**(params or {}), "custom_params": custom}, before=params or {})
 
 
 def _batch_size(obj: Any) -> int | None:
@@ -138,7 +144,11 @@ def _batch_size(obj: Any) -> int | None:
 
 
 def _sglangs_own(manager: Any, obj: Any) -> bool:
-    # Health probes, and the warm-up that SGLang sends to itself over HTTP before it says that it is up.
-    rid = getattr(obj, "rid", None)
-    starting = getattr(getattr(manager, "server_status", None), "name", "") == "Starting"
-    return starting or (isinstance(rid, str) and rid.startswith(HEALTH_CHECK))
+    # Health probes, and the warm-up that SGLang sends to itself before it says that it is up.
+    if getattr(getattr(manager, "server_status", None), "name", "") == "Starting":
+        return True
+    rid, prompt = getattr(obj, "rid", None), obj.text if obj.text is not None else obj.input_ids
+    if isinstance(rid, str) and rid.startswith(HEALTH_CHECK):
+        return True
+    first = prompt[0] if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else prompt
+    return obj.sampling_params == WARM_UP and first in WARM_UP_PROMPTS

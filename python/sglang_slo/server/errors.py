@@ -56,5 +56,7 @@ def name(key: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    text = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
-    return text.encode("ascii", "backslashreplace").decode()
+    text = text.encode(
+        "ascii", "backslashreplace"
+    ).decode()  # then cut: an escape is longer than what it stands for
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -14,6 +14,7 @@ import numpy as np
 
 from sglang_slo.server import wire
 from sglang_slo.server.errors import FieldError, shown
+from sglang_slo.server.limits import Limited
 from sglang_slo.server.visit import VISIT
 
 MAX_PARALLEL = 4096  # `n`: SGLang makes a list of so many requests before it looks at any
@@ -37,6 +38,8 @@ def checked(original: Callable[..., Any], manager: Any, obj: Any, *args: Any, **
         if visit is not None:
             visit.refused = error
         raise
+    if isinstance(obj.sampling_params, Limited):
+        obj.sampling_params = obj.sampling_params.before
     return tokenized
 
 

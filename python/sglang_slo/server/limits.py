@@ -53,6 +53,17 @@ class WireSlo:
     received_s: float
 
 
+class Limited(dict[str, Any]):
+    """Sampling parameters with trusted limits in them. `before`: as the client sent them.
+
+    SGLang's exporters write a request's parameters as JSON, once they have been tokenized: then those are right.
+    """
+
+    def __init__(self, params: Mapping[str, Any], before: dict[str, Any]) -> None:
+        super().__init__(params)
+        self.before = before
+
+
 def parse(raw: Any, where: str = "slo") -> Limits:
     """The `slo` object of a body, with some of `FIELDS`. Raises LimitError."""
     if raw is None:
