@@ -128,7 +128,9 @@ def test_a_preemption_changes_nothing_that_was_asked_for(way: str, overlap: str,
     run = real.run(real.all_at_once(requests(20)), len(FEATURES), argv, folder, True, TOKENIZER)
     assert run.counts[way] > 0
     preempted = {rid for rid, req in run.reqs.items() if req.retraction_count}
-    assert preempted & {"frequency", "presence", "repetition", "all penalties", "hidden", "min_new"}
+    assert preempted
+    if way != "stock":  # whom SGLang retracts is its own choice
+        assert preempted & {"frequency", "presence", "repetition", "all penalties", "hidden", "min_new"}
     same(run, alone(20, overlap, folder))
     nothing_is_left(run)
 

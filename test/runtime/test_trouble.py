@@ -30,7 +30,6 @@ PLACES = [
     (OnlineFit, "maybe_refit"),
     (OnlineFit, "add"),
     (Preemptor, "measured"),
-    (Preemptor, "leavers"),
     (Preemptor, "host"),
     (Preemptor, "arrived"),
     (Applier, "prefill"),
