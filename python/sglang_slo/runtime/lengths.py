@@ -20,7 +20,7 @@ from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.estimator.features import ArrivalFeatures
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.estimator.stream import Vocabulary
-from sglang_slo.runtime.limits import LimitError, slo_of
+from sglang_slo.server.limits import LimitError, slo_of
 
 MOST_REVISED = 512  # live requests predicted anew at once: a few milliseconds
 MOST_KNOWN = (
