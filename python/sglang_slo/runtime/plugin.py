@@ -73,9 +73,11 @@ def register() -> None:
     if not switched_on():
         return
     if _may_serve_http():
-        from sglang_slo.observe import answers
+        from sglang_slo.observe import answers, metrics
 
         answers.install()
+        answers.install_openai()
+        metrics.hide_gone()
     from sglang_slo.runtime.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
