@@ -80,6 +80,11 @@ def register() -> None:
     HookRegistry.register(f"{REQUEST}.unwrap_pickle_fields", wire.unwrap, HookType.AROUND)
     if _may_tokenize():
         _at_the_door()
+    if _may_serve_http():
+        from sglang_slo.observe import answers, metrics
+
+        answers.install_openai()
+        metrics.hide_gone()
     from sglang_slo.runtime.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
