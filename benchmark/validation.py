@@ -43,6 +43,12 @@ TAIL = """
   clients never wait for each other's prompts (first tokens too early, tokens too slow); clients in step wait for all
   (the other way round). Real ones lie between. So neither is a fair test of the twin by itself, and no third constant is
   fitted for it.
+- How clients start was chosen per set from how long the real first tokens take: Qwen's are those of a wave (the whole
+  wave's prompts before them), Llama's are neither. It is a choice, so the first two measures are the ones to trust.
+- The run that is far off (Qwen3-32B in 16 bits on a single H100, 16 clients) is short of KV: weights take 61 of 80 GiB.
+  There the first token waits 29 s on the real GPU and 1.4 s in the twin, while the time per token agrees within 14 %.
+  Likely the real server had a smaller pool: how much memory it was given is not recorded. Where KV is what is short,
+  say `--mem-fraction-static`, and do not trust a default.
 - The fitted constants stand for what kernels alone lack: launches, sampling, the host's share that is not hidden.
   They are of the version and system they were fitted on, and are used for every measured device (`twin/data/host.json`).
 
