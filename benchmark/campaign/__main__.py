@@ -30,7 +30,15 @@ def twin(args: argparse.Namespace) -> int:
     warnings.simplefilter("ignore")
     from campaign.sweep import Order, campaign
 
-    order = Order(args.requests, args.seed, not args.no_sweep, args.entries_only, args.fault, args.worlds)
+    order = Order(
+        args.requests,
+        args.seed,
+        not args.no_sweep,
+        args.entries_only,
+        args.fault,
+        tuple(args.wire),
+        args.worlds,
+    )
     findings = campaign(order, _say)
     _write(args.json, findings.plain())
     for broken in findings.breaks[: args.show]:
@@ -107,6 +115,9 @@ def main() -> int:
         "--entries-only", action="store_true", help="no exceptions in functions called by our own"
     )
     one.add_argument("--fault", default="", metavar="TEXT", help="only faults whose name contains this")
+    one.add_argument(
+        "--wire", action="append", default=[], metavar="NAME", help="exceptions in this function alone"
+    )
     one.add_argument("--worlds", type=int, default=6, help="worlds of each kind that entries are listed from")
     one.add_argument("--show", type=int, default=20, help="breaks to print")
     one.set_defaults(run=twin)

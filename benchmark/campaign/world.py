@@ -27,6 +27,34 @@ LIMITS = {
     "lost": Slo(ttft_s=1e-6, tbt_s=1e-6),
     "best-effort": Slo(),
 }
+# settings in which, between them, every way out and back, parking, shedding and stock's own rules are taken
+SWAP = (
+    "--slo-preempt",
+    "swap",
+    "--slo-host-kv-gb",
+    "0.2",
+    "--slo-kv",
+    "stock",
+    "--slo-max-preemptions",
+    "50",
+)
+BOLD = ("--schedule-conservativeness", "0.05", "--max-running-requests", "64")
+CORNERS: tuple[tuple[str, ...], ...] = (
+    (*SWAP, *BOLD, "--chunked-prefill-size", "32"),
+    (
+        "--slo-preempt",
+        "keep",
+        "--slo-kv",
+        "forecast",
+        "--chunked-prefill-size",
+        "8",
+        *BOLD,
+        "--slo-queue-limit-s",
+        "0.2",
+    ),
+    ("--slo-preempt", "auto", "--slo-host-kv-gb", "0.2", "--slo-kv", "full", "--disable-overlap-schedule"),
+    ("--slo-preempt", "stock", "--slo-order", "stock", "--slo-chunk", "fixed", "--slo-kv", "stock"),
+)
 FEATURES: tuple[dict[str, Any], ...] = (
     {"frequency_penalty": 0.5},
     {"presence_penalty": 0.5},
@@ -58,8 +86,10 @@ class World:
         return f"seed {self.seed}, {kind}, {pool} tokens of KV: {' '.join(self.argv)}"
 
 
-def draw(seed: int, requests: int, crowded: bool = True, features: bool = True) -> World:
-    """The world of `seed`."""
+def draw(
+    seed: int, requests: int, crowded: bool = True, features: bool = True, also: tuple[str, ...] = ()
+) -> World:
+    """The world of `seed`; `also`: flags that overrule what is drawn."""
     rng, draws = random.Random(f"world {seed}"), np.random.default_rng(seed)
     pool = rng.choice([160, 320, 640]) if crowded else 4096
     inputs = np.minimum(draws.geometric(1 / 24, requests) + 1, pool // 4)
@@ -84,7 +114,7 @@ def draw(seed: int, requests: int, crowded: bool = True, features: bool = True) 
     )
     alive = rng.choice([6, 12, 24, 48]) if crowded else 1
     share = rng.choice([0.0, 0.25, 0.6]) if features else 0.0
-    return World(seed, crowded, workload, tuple(_settings(rng, pool)), alive, share)
+    return World(seed, crowded, workload, (*_settings(rng, pool), *also), alive, share)
 
 
 def _settings(rng: random.Random, pool: int) -> list[str]:

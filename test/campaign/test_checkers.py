@@ -116,7 +116,15 @@ def test_each_checker_sees_its_damage(monkeypatch: pytest.MonkeyPatch) -> None:
             check(s)  # undone: nothing is left for the next one
 
     drawn = world.draw(3, 60, crowded=True, features=False)
-    swapping = (*drawn.argv, "--slo-preempt", "swap", "--slo-host-kv-gb", "0.01")
+    swapping = (
+        *drawn.argv,
+        "--slo-preempt",
+        "swap",
+        "--slo-host-kv-gb",
+        "0.01",
+        "--max-running-requests",
+        "4",
+    )
     drawn = world.replace(drawn, argv=swapping, alive=24)
     with looking(monkeypatch, look):
         _, broken = twin.run(drawn, Wires(), [])
