@@ -20,7 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from sglang_slo.core.attainment import REASONS, RULES, Deliveries, deliveries_of, kept_by_rule, p99_s, reasons_of
+from sglang_slo.core.attainment import (
+    REASONS,
+    RULES,
+    Deliveries,
+    deliveries_of,
+    kept_by_rule,
+    p99_s,
+    reasons_of,
+)
 from sglang_slo.core.slo import Slo, SloClass
 
 NEEDED = ("ttfts", "itls", "output_lens", "errors", "duration")

@@ -80,7 +80,7 @@ def _kind(annotation: str, low: float) -> str:
 
 
 def _metrics() -> str:
-    from sglang_slo.observe import metrics
+    from sglang_slo.observe import metric_names as metrics
 
     lines = ["# Metrics", "", NOTE, "", METRICS, "| metric | type | labels | meaning |", "|---|---|---|---|"]
     tables: dict[str, Mapping[str, Any]] = {

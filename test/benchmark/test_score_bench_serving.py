@@ -43,7 +43,13 @@ def test_one_pause_is_a_miss_unless_the_99th_percentile_was_asked_for() -> None:
 
 
 def test_a_chunk_spread_over_its_tokens_is_one_delivery_again() -> None:
-    run = {"duration": 1.0, "ttfts": [0.1], "itls": [[0.03, *[1.0 / 8] * 8]], "output_lens": [10], "errors": [""]}
+    run = {
+        "duration": 1.0,
+        "ttfts": [0.1],
+        "itls": [[0.03, *[1.0 / 8] * 8]],
+        "output_lens": [10],
+        "errors": [""],
+    }
     found = score(run, Slo(tbt_s=0.2))
     assert found.longest_pause_max_s == pytest.approx(1.0) and found.attainment == 0.0
     assert found.attainment_by_rule == {"every": 0.0, "paced": 0.0, "p99": 0.0, "mean": 1.0}

@@ -24,7 +24,8 @@ def test_all_limits_kept_is_attained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ttft_s", "gap_s", "reasons"), [(0.6, 0.01, ("ttft",)), (0.4, 0.06, ("gap",)), (0.6, 0.06, ("ttft", "gap"))]
+    ("ttft_s", "gap_s", "reasons"),
+    [(0.6, 0.01, ("ttft",)), (0.4, 0.06, ("gap",)), (0.6, 0.06, ("ttft", "gap"))],
 )
 def test_verdict_names_every_limit_that_was_missed(
     ttft_s: float, gap_s: float, reasons: tuple[str, ...]

@@ -92,7 +92,9 @@ def test_no_metric_exists_that_nothing_moves(registry: CollectorRegistry, metric
     everything_happens(metrics)
     after = samples(registry)
     moved = {name for (name, labels), value in after.items() if before.get((name, labels)) != value}
-    expected = {n + "_total" for n in names.COUNTERS} | {n + "_count" for n in names.HISTOGRAMS} | {*names.GAUGES}
+    expected = (
+        {n + "_total" for n in names.COUNTERS} | {n + "_count" for n in names.HISTOGRAMS} | {*names.GAUGES}
+    )
     constant = {"build_info", "limit_seconds"}
     assert expected - constant - moved == set()
     assert all((name in {key[0] for key in before}) for name in constant)
@@ -126,7 +128,9 @@ def test_gauges_of_what_is_gone_disappear(registry: CollectorRegistry, metrics: 
     assert still & alone  # each of one process: 0 is a figure, a class without traffic has none
 
 
-def test_a_quiet_class_has_no_attainment_two_hours_later(registry: CollectorRegistry, metrics: Metrics) -> None:
+def test_a_quiet_class_has_no_attainment_two_hours_later(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
     windows, record = Windows(0.0), make_record(0.1, (0.01,), CHAT)
     windows.finished(record, judge(record), 10.0)
     metrics.windows(windows.report(20.0))

@@ -20,8 +20,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from sglang_slo import __version__, clock
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import SloClass
+from sglang_slo.observe import counts
 from sglang_slo.observe.window import ALL_CLASSES
-from sglang_slo.server import counts
 
 FRESH_S = 0.5
 PATIENCE_S = 5.0

@@ -24,7 +24,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_slo import clock
 from sglang_slo.config import SloConfig
-from sglang_slo.server import counts
+from sglang_slo.observe import counts
 from sglang_slo.server.body import no_other_spelling
 from sglang_slo.server.errors import FieldError, shown
 from sglang_slo.server.inputs import parallel
