@@ -93,7 +93,8 @@ def test_every_field_that_the_check_passes_over_exists_in_sglang() -> None:
         ({"min_new_tokens": 0, "stream_interval": -1}, {}, "sampling_params.stream_interval"),
         ({"sampling_seed": 2**63}, {}, "sampling_params.sampling_seed"),
         ({"logit_bias": {"5": float("nan")}}, {}, "logit_bias"),
-        ({"logit_bias": {"5": 1e300}}, {}, "logit_bias"),
+        ({"logit_bias": {"5": 3e38}}, {}, "logit_bias"),
+        ({"repetition_penalty": 1e-45}, {}, "repetition_penalty"),
     ],
 )
 def test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name(
