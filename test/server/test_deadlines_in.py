@@ -143,13 +143,14 @@ def test_what_only_the_server_may_say_is_refused_from_a_client(server: Server, w
     assert server.status()["replicas"][0]["fallbacks"]["count"] == 0
 
 
-DEADLY: list[tuple[dict[str, Any], str]] = [  # the first five end SGLang's scheduler or detokenizer
+DEADLY: list[tuple[dict[str, Any], str]] = [  # most of them end SGLang's scheduler or detokenizer
     ({"input_ids": [5, 10**6]}, "input_ids"),
     ({"sampling_params": {"skip_special_tokens": 9223372036854775807}}, "skip_special_tokens"),
-    ({"sampling_params": {"custom_params": {"a": {"b": {"c": 1}}}}}, "custom_params"),
     ({"sampling_params": {"max_new_tokens": 2.5}}, "max_new_tokens"),
     ({"sampling_params": {"min_new_tokens": 2, "stop_token_ids": [10**6]}}, "stop_token_ids"),
     ({"input_ids": [-1]}, "input_ids"),
+    ({"sampling_params": {"repetition_penalty": 1e-45}}, "repetition_penalty"),
+    ({"sampling_params": {"logit_bias": {"5": 3e38}, "temperature": 1e-5}}, "logit_bias"),
     ({"return_logprob": True, "top_logprobs_num": 10**6}, "top_logprobs_num"),
     ({"return_logprob": True, "token_ids_logprob": [10**6]}, "token_ids_logprob"),
     ({"return_logprob": True, "logprob_start_len": -7}, "logprob_start_len"),

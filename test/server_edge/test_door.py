@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import UserDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -192,6 +193,12 @@ def test_a_bad_limit_in_custom_params_is_refused_too(name: str, body: str, heade
         return
     with pytest.raises(LimitError, match=r"sampling_params\.custom_params\.slo"):
         through(one(sampling_params={"custom_params": {"slo": value}}))
+
+
+def test_ids_come_out_of_what_a_chat_template_returns() -> None:
+    # else SGLang's /api/chat answers 500
+    obj = through(GenerateReqInput(input_ids=UserDict({"input_ids": [5, 6], "attention_mask": [1, 1]})))
+    assert obj.input_ids == [5, 6]
 
 
 def test_embeddings_are_checked_and_otherwise_left_alone() -> None:

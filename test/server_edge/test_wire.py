@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,20 @@ WIRE = to_wire(Slo(0.5, 0.05, "chat"), 12.5)
 VOCABULARY = 512
 
 
+@pytest.fixture(params=[True, False], ids=["pickle", "msgpack"])
+def pickled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways in which SGLang sends requests to its scheduler."""
+    monkeypatch.setattr(io_struct, "_USE_PICKLE_IPC", request.param)
+    return bool(request.param)
+
+
+def sent_over(request: TokenizedGenerateReqInput, pickled: bool) -> TokenizedGenerateReqInput:
+    wire.wrap(TokenizedGenerateReqInput.wrap_pickle_fields, request)
+    arrived = pickle.loads(pickle.dumps(request)) if pickled else msgpack_decode(msgpack_encode(request))
+    wire.unwrap(TokenizedGenerateReqInput.unwrap_pickle_fields, arrived)
+    return arrived
+
+
 def tokenized(params: dict[str, Any] | None = None, **fields: Any) -> TokenizedGenerateReqInput:
     sampling = SamplingParams(**(params or {}))
     sampling.normalize(None)
@@ -44,23 +59,18 @@ def tokenized(params: dict[str, Any] | None = None, **fields: Any) -> TokenizedG
 
 @pytest.mark.parametrize("custom", [{"slo": WIRE}, {"slo": WIRE, "other": 1}])
 @pytest.mark.parametrize("beside", [None, ["what was there"]])
-def test_limits_arrive_as_they_were_sent(custom: dict[str, Any], beside: Any) -> None:
+def test_limits_arrive_as_they_were_sent(custom: dict[str, Any], beside: Any, pickled: bool) -> None:
     sent = tokenized({"custom_params": custom}, mm_data_mooncake=beside)
     shared = sent.sampling_params
-    wire.wrap(TokenizedGenerateReqInput.wrap_pickle_fields, sent)
+    arrived = sent_over(sent, pickled)
     assert shared.custom_params == custom, "other samples of the request share it"
-    arrived = msgpack_decode(msgpack_encode(sent))
-    wire.unwrap(TokenizedGenerateReqInput.unwrap_pickle_fields, arrived)
     assert arrived.sampling_params.custom_params == custom and arrived.mm_data_mooncake == beside
     assert isinstance(arrived.time_stats, APIServerReqTimeStats)
 
 
 @pytest.mark.parametrize("custom", [None, {"other": 1}, {"slo": {"ttft_ms": 5, "resolved": True}}])
-def test_without_trusted_limits_nothing_changes(custom: Any) -> None:
-    sent = tokenized({"custom_params": custom})
-    wire.wrap(TokenizedGenerateReqInput.wrap_pickle_fields, sent)
-    arrived = msgpack_decode(msgpack_encode(sent))
-    wire.unwrap(TokenizedGenerateReqInput.unwrap_pickle_fields, arrived)
+def test_without_trusted_limits_nothing_changes(custom: Any, pickled: bool) -> None:
+    arrived = sent_over(tokenized({"custom_params": custom}), pickled)
     assert arrived.sampling_params.custom_params == custom
 
 
@@ -74,11 +84,7 @@ def test_every_field_that_the_check_passes_over_exists_in_sglang() -> None:
         ({"skip_special_tokens": 9223372036854775807}, {}, "sampling_params.skip_special_tokens"),
         ({"ignore_eos": 2}, {}, "sampling_params.ignore_eos"),
         ({"max_new_tokens": 1.5}, {}, "sampling_params.max_new_tokens"),
-        ({"custom_params": {"a": {"b": {"c": 1}}}}, {}, "sampling_params.custom_params"),
-        ({"custom_params": {"slo": WIRE, "a": [[1]]}}, {}, "sampling_params.custom_params"),
-        ({"max_new_tokens": 2**70}, {}, "request"),
-        ({}, {"logprob_start_len": 1.5}, "logprob_start_len"),
-        ({}, {"token_ids_logprob": ["a"]}, "token_ids_logprob"),
+        ({"max_new_tokens": 2**70}, {}, "sampling_params"),
         ({}, {"input_ids": io_struct.array("q", [512])}, "input_ids"),
         ({}, {"input_ids": io_struct.array("q", [-1])}, "input_ids"),
         ({}, {"top_logprobs_num": 513}, "top_logprobs_num"),
@@ -87,11 +93,12 @@ def test_every_field_that_the_check_passes_over_exists_in_sglang() -> None:
         ({"min_new_tokens": 0, "stream_interval": -1}, {}, "sampling_params.stream_interval"),
         ({"sampling_seed": 2**63}, {}, "sampling_params.sampling_seed"),
         ({"logit_bias": {"5": float("nan")}}, {}, "logit_bias"),
-        ({"logit_bias": {"5": 1e300}}, {}, "logit_bias"),
+        ({"logit_bias": {"5": 3e38}}, {}, "logit_bias"),
+        ({"repetition_penalty": 1e-45}, {}, "repetition_penalty"),
     ],
 )
 def test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name(
-    params: dict[str, Any], fields: dict[str, Any], named: str
+    params: dict[str, Any], fields: dict[str, Any], named: str, pickled: bool
 ) -> None:
     manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
     with pytest.raises(FieldError) as caught:
@@ -99,9 +106,29 @@ def test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name(
     assert caught.value.field.startswith(named), caught.value
 
 
-def test_an_ordinary_request_passes() -> None:
+@pytest.mark.parametrize(
+    ("params", "fields", "named"),
+    [
+        ({"custom_params": {"a": {"b": {"c": 1}}}}, {}, "sampling_params.custom_params"),
+        ({"custom_params": {"slo": WIRE, "a": [[1]]}}, {}, "sampling_params.custom_params"),
+        ({}, {"logprob_start_len": 1.5}, "logprob_start_len"),
+        ({}, {"token_ids_logprob": ["a"]}, "token_ids_logprob"),
+    ],
+)
+def test_as_msgpack_the_scheduler_reads_by_type(
+    params: dict[str, Any], fields: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io_struct, "_USE_PICKLE_IPC", False)
+    with pytest.raises(FieldError) as caught:
+        wire.check(tokenized(params, **fields))
+    assert caught.value.field == named
+    monkeypatch.setattr(io_struct, "_USE_PICKLE_IPC", True)
+    wire.check(tokenized(params, **fields))
+
+
+def test_an_ordinary_request_passes(pickled: bool) -> None:
     manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
-    params = {"stop": ["a"], "logit_bias": {"5": 1.0}, "stop_token_ids": [7], "custom_params": {"slo": WIRE}}
+    params = {"logit_bias": {"5": 1.0}, "stop_token_ids": [7], "custom_params": {"slo": WIRE}}
     request = tokenized(params)
     assert checked(lambda *_: request, manager, GenerateReqInput(input_ids=[1])) is request
 

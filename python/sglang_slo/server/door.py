@@ -49,6 +49,10 @@ class Door:
     def hook(self, generate: Callable[..., Any], manager: Any, obj: Any, request: Any = None) -> Any:
         """SGLang's generator of answers for `obj`, whose limits are read first. Raises LimitError."""
         visit = VISIT.get()
+        if isinstance(
+            obj.input_ids, Mapping
+        ):  # Ollama's chat with transformers 5, whose templates return more than ids
+            obj.input_ids = list(obj.input_ids["input_ids"])
         try:
             parallel(obj)
             limited = self.admit(obj, visit, own=_sglangs_own(manager, obj))

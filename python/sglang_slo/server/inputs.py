@@ -19,6 +19,9 @@ from sglang_slo.server.visit import VISIT
 
 MAX_PARALLEL = 4096  # `n`: SGLang makes a list of so many requests before it looks at any
 INT64 = 2**63 - 1
+# Logits are divided by the penalty and by the temperature (1e-6 and more) in float32: what becomes infinite there ends
+# the scheduler when it samples.
+MIN_PENALTY, MAX_BIAS = 1e-6, 1e30
 
 
 def checked(original: Callable[..., Any], manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,9 +73,16 @@ def _numbers(tokenized: Any, vocabulary: int) -> None:
             raise FieldError(
                 f"sampling_params.{name}", f"need an integer of at least {low} in 64 bits, got {shown(value)}"
             )
+    if isinstance(params.repetition_penalty, float) and params.repetition_penalty < MIN_PENALTY:
+        shown_penalty = shown(params.repetition_penalty)
+        raise FieldError(
+            "repetition_penalty", f"need a number of at least {MIN_PENALTY:g}, got {shown_penalty}"
+        )
     for token, bias in (params.logit_bias or {}).items():
-        if isinstance(bias, float) and not np.isfinite(np.float32(bias)):
-            raise FieldError(f"logit_bias.{shown(token)}", f"need a finite number, got {shown(bias)}")
+        if isinstance(bias, int | float) and not abs(bias) <= MAX_BIAS:  # true for NaN as well
+            raise FieldError(
+                f"logit_bias.{shown(token)}", f"need a number up to {MAX_BIAS:g}, got {shown(bias)}"
+            )
 
 
 def parallel(obj: Any) -> None:

@@ -1,12 +1,12 @@
-"""From the door to the scheduler: how trusted limits travel, and that nothing leaves which the scheduler cannot read.
+"""From the door to the scheduler: how trusted limits travel, and that nothing leaves which ends who reads it.
 
-SGLang sends requests as msgpack by the types of its structs. There a `WireSlo` would become a plain map, which a client
-can write as well, so it travels beside the request: pickled, in a field that only SGLang's own process fills
-(`mm_data_mooncake`, whose content is kept), and is put back where the scheduler unwraps that field, on every rank. With
-SGLANG_USE_PICKLE_IPC it stays where it is.
+SGLang pickles requests by default, and a `WireSlo` stays one. With SGLANG_USE_PICKLE_IPC=0 it sends them as msgpack by
+the types of its structs: there a `WireSlo` would become a plain map, which a client can write as well. Then it travels
+beside the request: pickled, in a field that only SGLang's own process fills (`mm_data_mooncake`, whose content is
+kept), and is put back where the scheduler unwraps that field, on every rank.
 
-A value of another type than the struct says (`skip_special_tokens: 5`, a nested `custom_params`) would end the scheduler,
-which reads messages without a guard: `check` reads each request as the scheduler will, before it is sent.
+Sampling parameters of another type than SGLang's struct says (`skip_special_tokens: 9223372036854775807`) end whoever
+works with them first, detokenizer or scheduler; as msgpack, any field does. `check` reads a request as they will.
 """
 
 from __future__ import annotations
@@ -62,16 +62,23 @@ def unwrap(original: Callable[[Any], None], request: Any) -> None:
 
 
 def check(request: Any) -> None:
-    """Raises FieldError if the scheduler could not read this tokenized request."""
+    """Raises FieldError if the types of this tokenized request are not SGLang's."""
     bare, _ = _apart(request.sampling_params)
-    kind = type(request)
-    fields = {name: value for name, value in _UNCHECKED.items() if name in kind.__struct_fields__}
-    sample = msgspec.structs.replace(request, sampling_params=bare, **fields)
     try:
-        data = msgspec.msgpack.encode(sample, enc_hook=io_struct.enc_hook)
-        msgspec.msgpack.decode(data, type=kind, dec_hook=io_struct.dec_hook)
+        if (
+            io_struct._USE_PICKLE_IPC
+        ):  # what is no type of theirs may well be what a logit processor works with
+            loose = copy.copy(bare)
+            loose.custom_params = loose.logit_bias = None
+            msgspec.msgpack.decode(msgspec.msgpack.encode(loose), type=type(loose), strict=False)
+        else:
+            kind = type(request)
+            fields = {name: value for name, value in _UNCHECKED.items() if name in kind.__struct_fields__}
+            sample = msgspec.structs.replace(request, sampling_params=bare, **fields)
+            data = msgspec.msgpack.encode(sample, enc_hook=io_struct.enc_hook)
+            msgspec.msgpack.decode(data, type=kind, dec_hook=io_struct.dec_hook)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise FieldError(*_named(kind, bare, str(error))) from error
+        raise FieldError(*_named(request, bare, str(error))) from error
 
 
 def _apart(params: Any) -> tuple[Any, WireSlo | None]:
@@ -84,13 +91,18 @@ def _apart(params: Any) -> tuple[Any, WireSlo | None]:
     return bare, wire
 
 
-def _named(kind: Any, params: Any, text: str) -> tuple[str, str]:
-    """The field that a msgspec error speaks of, by its place in the array (the first is the type), and the problem."""
-    problem = text.split(" - at ")[0][:200]
-    places = [int(place) for place in re.findall(r"\[(\d+)\]", text.partition(" - at ")[2])]
-    if not places or places[0] - 1 >= len(kind.__struct_fields__):
-        return "request", problem
-    field = kind.__struct_fields__[places[0] - 1]
-    if field == "sampling_params" and len(places) > 1 and places[1] < len(type(params).__struct_fields__):
-        return f"{field}.{type(params).__struct_fields__[places[1]]}", problem
-    return field, problem
+def _named(request: Any, params: Any, text: str) -> tuple[str, str]:
+    """The field that a msgspec error speaks of, by its place in the array, and the problem."""
+    problem, _, path = text.partition(" - at ")
+    places = [int(place) for place in re.findall(r"\[(\d+)\]", path)]
+    if not io_struct._USE_PICKLE_IPC and places:
+        field = _field(request, places.pop(0) - 1)  # the first element is the type
+        if field != "sampling_params":
+            return field, problem[:200]
+    name = _field(params, places[0]) if places else ""
+    return f"sampling_params.{name}" if name else "sampling_params", problem[:200]
+
+
+def _field(struct: Any, place: int) -> str:
+    names = type(struct).__struct_fields__
+    return names[place] if 0 <= place < len(names) else "request"
