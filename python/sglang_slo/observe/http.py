@@ -97,7 +97,8 @@ def _sums(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 judged = total["judged"]
                 total["attainment"] = total["attained"] / judged if judged else None
                 total["attainment_by_rule"] = {
-                    rule: kept / judged if judged else None for rule, kept in total["attained_by_rule"].items()
+                    rule: kept / judged if judged else None
+                    for rule, kept in total["attained_by_rule"].items()
                 }
     return sums
 
@@ -118,10 +119,17 @@ def verdict(windows: dict[str, Any], replicas: Sequence[dict[str, Any]]) -> str:
             (f["attainment"], name) for name, f in judged.items() if f["attainment"] < ATTAINMENT_TARGET
         )
         if not bad:
-            return f"Promises are kept: at least {ATTAINMENT_TARGET:.0%} of every class, last {window}.{trouble}"
-        return "Promises are broken, last " + window + ": " + "; ".join(
-            _why(name, judged[name]) for _, name in bad
-        ) + "." + trouble
+            return (
+                f"Promises are kept: at least {ATTAINMENT_TARGET:.0%} of every class, last {window}.{trouble}"
+            )
+        return (
+            "Promises are broken, last "
+            + window
+            + ": "
+            + "; ".join(_why(name, judged[name]) for _, name in bad)
+            + "."
+            + trouble
+        )
     return "No request with a limit has finished yet." + trouble
 
 
