@@ -10,6 +10,8 @@ from sglang_slo.core.view import View
 
 MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
 LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
+SHARED_TOKENS = 32  # a cached prefix so long, and there is nothing to wait for
+MOST_DEFERRALS = 2  # iterations until what another computes is in the cache, with one in flight
 MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
 
 
@@ -26,10 +28,15 @@ class Terms:
 class Filling:
     """Takes requests in order until the time, the KV or the request slots of one iteration are used up."""
 
-    def __init__(self, view: View, budget: Budget, fixed: bool) -> None:
+    def __init__(
+        self, view: View, budget: Budget, fixed: bool, computing: frozenset[int] = frozenset()
+    ) -> None:
         self.prefill: list[tuple[int, int]] = []
         self.shape = budget.base
         self.full = False
+        self.deferred: list[int] = []  # rows that let another compute their prefix first
+        self.computing: set[int] = set()  # groups whose prefix is computed in this iteration
+        self._computed_before = computing  # or is being computed in the one in flight
         self._view = view
         self._time_s = budget.time_s
         self._chunk_left = view.most_chunk_tokens
@@ -52,6 +59,9 @@ class Filling:
         history = int(table.history_tokens[row])
         context = int(table.prompt_tokens[row] + table.output_tokens[row])
         rest = max(context - history, 1)
+        if self._defers(row, history, terms):
+            self.deferred.append(row)
+            return False
         tokens = min(rest, self._fits(history))
         if not table.cuttable[row] and tokens < (all_at_once := min(rest, view.most_chunk_tokens)):
             if self.prefill or not (terms.whole or len(view.decoding) == 0):
@@ -81,12 +91,25 @@ class Filling:
             self.slots -= 1
             self.entered.append(need)
             self._joins(row, context)
+        self.computing.add(int(table.prefix_group[row]))
         self.free_tokens -= at_once
         self.prefill.append((row, tokens))
         self.shape = self.shape.with_chunk(history, tokens)
         self._chunk_left -= tokens
         self.full = tokens < rest
         return True
+
+    def _defers(self, row: int, history: int, terms: Terms) -> bool:
+        """Whether another computes this one's prefix just now: in an iteration or two it will be there for nothing.
+
+        SGLang's own queue policies do the same within a batch; here it is bounded, and not for one that is in a hurry.
+        """
+        table = self._view.table
+        group = int(table.prefix_group[row])
+        if not group or history >= SHARED_TOKENS or terms.whole or row == self._view.chunked:
+            return False
+        computed = group in self.computing or group in self._computed_before
+        return computed and table.deferrals[row] < MOST_DEFERRALS
 
     @property
     def rows(self) -> set[int]:

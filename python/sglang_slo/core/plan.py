@@ -51,9 +51,11 @@ class IterationPlan:
     victims: list[tuple[int, PreemptMode]] = field(default_factory=list)  # (row, mode)
     park_chunked: bool = False  # the half-prefilled request lets go of its KV
     returns: list[int] = field(default_factory=list)  # rows that begin to come back from the host
+    overdue: int = -1  # of those that get in, the one that nobody may overtake any more
     predicted_s: float = 0.0
     budget_s: float = 0.0
     next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
+    deferred: list[int] = field(default_factory=list)  # rows that let another compute their prefix first
     shed: list[int] = field(default_factory=list)  # rows that would wait longer than the queue limit
     feasible: int = 0  # waiting requests that can still meet their deadline
     infeasible: int = 0  # waiting requests that cannot, or have none
@@ -123,6 +125,7 @@ class Planner:
         self.share = ordering.FairShareQueue(config.lost_share)
         self._relief = ReliefPlanner(config)
         self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
+        self._computing: frozenset[int] = frozenset()  # prefix groups computed in the iteration in flight
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""
@@ -186,6 +189,7 @@ class Planner:
                 view.lengths_trusted,
                 filling.entered,
                 filling.refused[row],
+                row == draft.line.overdue,
             )
             if relief:
                 with_room = self._draft(_after(view, relief), relief)
@@ -215,6 +219,8 @@ class Planner:
             park_chunked=relief.park_chunked,
             returns=self._returns(draft),
             next_in_line=self._next_in_line(draft),
+            deferred=filling.deferred if filling is not None else [],
+            overdue=draft.line.overdue if filling is not None and draft.line.overdue in filling.rows else -1,
             shed=self._shed(view, draft.ranking, prefill),
             feasible=len(draft.ranking.feasible),
             infeasible=len(draft.ranking.infeasible),
@@ -266,7 +272,7 @@ class Planner:
 
     def _filled(self, view: View, budget: Budget, line: Line) -> Filling:
         """What of `line` fits into the iteration."""
-        filling = Filling(view, budget, self.config.chunk == "fixed")
+        filling = Filling(view, budget, self.config.chunk == "fixed", self._computing)
         first = line.overdue if line.overdue >= 0 else view.chunked if self._goes_on(view) else -1
         keep_free = view.pool.arrival_reserve_tokens
         refused_promoted = False
@@ -390,6 +396,7 @@ class Planner:
 
     def _account(self, draft: _Draft) -> None:
         view, ranking, filling = draft.view, draft.ranking, draft.filling
+        self._computing = frozenset(filling.computing - {0}) if filling is not None else frozenset()
         if filling is None:
             return self._nobody_waits(view.base_s)
         own_rows = _among(filling.rows, ranking.infeasible)

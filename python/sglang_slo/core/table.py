@@ -51,6 +51,9 @@ COLUMNS: dict[str, Any] = {
     "gaps": np.int64,  # gaps between tokens so far
     "missed_gaps": np.int64,  # of these, longer than the limit
     "preemptions": np.int16,
+    "stays_until_s": np.float64,  # it was let in as overdue, and is not preempted before
+    "prefix_group": np.int64,  # requests whose prompts begin alike share a number; 0: with nobody
+    "deferrals": np.int8,  # times it let another of its group compute their prefix first
     "mixable": np.bool_,  # may share an iteration with decodes (SGLang cannot mix log-probabilities)
     "cuttable": np.bool_,  # its prefill may be done in pieces (SGLang keeps the hidden states of the last one only)
 }
@@ -89,6 +92,9 @@ class RequestTable:
     gaps: np.ndarray
     missed_gaps: np.ndarray
     preemptions: np.ndarray
+    stays_until_s: np.ndarray
+    prefix_group: np.ndarray
+    deferrals: np.ndarray
     mixable: np.ndarray
     cuttable: np.ndarray
 

@@ -62,7 +62,9 @@ class RequestBook:
         self.table = RequestTable(max_preemptions=config.max_preemptions)
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
-        self.closing: Callable[[int], None] = lambda row: None  # told of each row before it is given back
+        self.closing: Callable[[Req], None] = lambda req: (
+            None
+        )  # told of each request before its row is given back
         self._last_end_s = 0.0
         self.recent_ttft = RecentLimits()
         self._version = 0  # changes with every row that is given or taken back
@@ -111,7 +113,7 @@ class RequestBook:
         """Take the row back; nothing if it has none."""
         row = req.slo_row
         if row >= 0:
-            self.closing(row)
+            self.closing(req)
             del self.reqs[row]
             self.table.remove(row)
             req.slo_row = -1

@@ -49,8 +49,7 @@ class Pins:
         if not self._cache.is_tree_cache():
             return
         if self._table.history_tokens[row] == 0:
-            self._nodes[row] = (None, 0)
-            return
+            return  # there may be something later on (`prefixes`)
         # evictable tokens before and after tell what this pin alone keeps
         before = self._cache.evictable_size()
         self._cache.inc_lock_ref(node)

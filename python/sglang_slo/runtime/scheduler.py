@@ -34,6 +34,7 @@ from sglang_slo.runtime.online_fit import OnlineFit
 from sglang_slo.runtime.pins import Pins
 from sglang_slo.runtime.plan_log import PlanLog
 from sglang_slo.runtime.preempt import Preemptor
+from sglang_slo.runtime.prefixes import PrefixGroups
 from sglang_slo.runtime.profile import startup_model
 from sglang_slo.runtime.reporting import HearingSender, JudgingStreamer, Reporter, metric_labels
 from sglang_slo.runtime.senders import naming
@@ -59,6 +60,7 @@ OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
 LENGTHS_EVERY = 16  # iterations without arrivals between looks at the load and at how learning goes
 EVERYONE_DECODES = IterationPlan()  # the plan of an iteration in which there is nothing to decide
 MOST_ENDED = 1024  # measured ends of iterations that wait for a tick
+STAY_SHARE = 0.1  # of the time that an overdue request waited, it is left alone once it is in
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
 
 
@@ -113,7 +115,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_pins = Pins(
             self.tree_cache, self.slo_book.table, most_pinned, self.slo_viewer.look_up_prefix
         )
-        self.slo_book.closing = self.slo_pins.release
+        self.slo_prefixes = PrefixGroups()
+        self.slo_book.closing = self._closing
         self.metrics_reporter.scheduler = loads.Counted(self)
         self._gauges = partial(gauges, self)
         self._plan_log = PlanLog(self.ps.tp_rank)
@@ -266,6 +269,7 @@ class SloScheduler(stock.Scheduler):
                 req.slo_features = self.slo_lengths.for_log(req.rid)
         self.slo_viewer.look_up_prefix(req)
         if new:
+            self.slo_book.table.prefix_group[req.slo_row] = self.slo_prefixes.opened(req)
             self.slo_viewer.arrived(req)
 
     # -- plan
@@ -311,6 +315,12 @@ class SloScheduler(stock.Scheduler):
             self.slo_gone(req)
             if self.slo_reporter is not None:
                 self.slo_reporter.ended(req, clock.now())
+
+    def _closing(self, req: Req) -> None:
+        """A request's row is given back."""
+        row = req.slo_row
+        self.slo_pins.release(row)
+        self.slo_prefixes.closed(req.rid, int(self.slo_book.table.prefix_group[row]))
 
     def slo_gone(self, req: Req) -> None:
         """A request has left: what was kept of it for learning is learnt from, or forgotten."""
@@ -398,10 +408,17 @@ class SloScheduler(stock.Scheduler):
         if self.grammar_manager.has_waiting_grammars():
             for req in self.grammar_manager.get_ready_grammar_requests():
                 self._add_request_to_queue(req)
+        for req in self.slo_prefixes.stale():
+            if req.slo_row >= 0 and req is not self.chunked_req:
+                self.slo_viewer.look_up_prefix(req)
         # before anything is counted on: what is pinned cannot be evicted for this iteration's chunks
         self._pin_next()
         plan = self.slo_planner.plan(self.slo_viewer.view(running_batch))
         self.slo_next_in_line = plan.next_in_line
+        self.slo_book.table.deferrals[plan.deferred] += 1
+        if plan.overdue >= 0:
+            stays_s = STAY_SHARE * (self.slo_config.lost_wait_s or 0.0)
+            self.slo_book.table.stays_until_s[plan.overdue] = self.slo_tick.now_s + stays_s
         for row, _ in plan.prefill:
             self.slo_pins.release(row)
         return plan
@@ -496,9 +513,17 @@ class SloScheduler(stock.Scheduler):
             if not self.slo_forward_blocks:
                 self.slo_ended.append((batch.forward_iter, now))
             with self._noting("results"):
+                self._cached(batch)
                 for req in self.slo_book.tokens_out(batch.reqs):
                     self.slo_gone(req)
                 self.slo_observer.refresh(now, self._gauges)
+
+    def _cached(self, batch: ScheduleBatch) -> None:
+        """Those who wait with the same beginning as one that was just computed are looked up again."""
+        if batch.forward_mode.is_extend() and self.waiting_queue:
+            table = self.slo_book.table
+            done = [(req, int(table.prefix_group[req.slo_row])) for req in batch.reqs if req.slo_row >= 0]
+            self.slo_prefixes.computed(done, lambda req: req.req_pool_idx is None)
 
     def abort_request(self, recv_req: Any) -> None:
         """SGLang's abort; rows of requests that were only waiting end at once."""

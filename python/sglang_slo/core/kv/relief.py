@@ -109,7 +109,8 @@ def slack_s(pool: Pool, rows: np.ndarray, model: LatencyModel, base_s: float) ->
 
 def groups(pool: Pool, model: LatencyModel, base_s: float, victims: str, trusted: bool) -> _Groups:
     """Who may leave, in the order of the module; `victims`: auto, kv, area or latest (`--slo-victims`)."""
-    table, rows, allowed = pool.table, pool.decoding, pool.leavers.allowed
+    table, rows = pool.table, pool.decoding
+    allowed = pool.leavers.allowed & (table.stays_until_s[rows] <= base_s)
     if victims == "latest":
         positions = np.flatnonzero(allowed)
         latest = positions[np.argsort(-table.seq[rows[positions]])]
@@ -178,12 +179,14 @@ class ReliefPlanner:
         trusted: bool,
         entered: list[Need],
         need: Need,
+        overdue: bool = False,
     ) -> Relief:
         """The fewest victims whose leaving lets `row` in; none if nobody's leaving does, or KV is not what it lacks.
 
         `need`: what it asks of the ledger, behind what those who `entered` in this iteration were charged. Infeasible
         ones and those with slack leave as many as it takes, and of the others at most one of a score far above its own,
-        or any number of less important ones.
+        or any number of less important ones. For an `overdue` one, that has waited for `--slo-lost-wait-s`, as many as it
+        takes: to let it block the line until KV drains would cost every newcomer meanwhile.
         """
         if "stock" in (self._settings.preempt, self._settings.kv) or len(pool.decoding) == 0:
             return Relief()
@@ -191,7 +194,8 @@ class ReliefPlanner:
         free = np.concatenate((found.infeasible, found.with_slack))
         chosen = self._fewest(pool, entered, need, free)
         if chosen is None:
-            for order in self._displacing(pool, row, found, trusted):
+            orders = [found.all] if overdue else self._displacing(pool, row, found, trusted)
+            for order in orders:
                 chosen = self._fewest(pool, entered, need, order)
                 if chosen is not None:
                     break
