@@ -30,6 +30,7 @@ ENDPOINTS: dict[str, dict[str, Any]] = {  # each that generates
     "/api/generate": {**OLLAMA, "prompt": "hello"},
 }
 NOT_STREAMING = ("/vertex_generate",)
+BATCHES = ("/vertex_generate", "/v1/score")  # always, be it of one
 ONLY_CHECKED = {  # nothing is generated: limits are read and refused, not kept
     "/v1/score": {"model": "m", "query": "a", "items": ["b"], "label_token_ids": [20, 21]},
     "/v1/embeddings": {"model": "m", "input": "hello"},
@@ -62,6 +63,8 @@ def test_every_bad_limit_gets_400_by_name_and_the_next_request_is_served(server:
     good = ENDPOINTS.get(path) or ONLY_CHECKED[path]
     streams = [False, True] if path in ENDPOINTS and path not in NOT_STREAMING else [False]
     for name, body, headers, field in BAD:
+        if name == "list for a single request" and path in BATCHES:
+            continue
         for stream in streams:
             text = json.dumps({**good, "stream": stream} if path in ENDPOINTS and streams[1:] else good)
             text = text if body is None else f'{text[:-1]}, "slo": {body}}}'

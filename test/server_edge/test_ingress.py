@@ -119,8 +119,9 @@ def test_what_sglang_refuses_before_the_door_is_told_by_name_too(body: bytes) ->
     assert sent[0]["status"] == 400 and b"slo." in sent[1]["body"]
 
 
-def test_an_answer_that_comes_before_the_model_is_asked_is_refused_as_well() -> None:
-    sent = call(Behind(asks=False), "/v1/responses", [b'{"slo": {"ttft_ms": 0}, "background": true}'], {})
+@pytest.mark.parametrize("limits", [b'{"ttft_ms": 0}', b'[{"ttft_ms": 5}]'])
+def test_an_answer_that_comes_before_the_model_is_asked_is_refused_as_well(limits: bytes) -> None:
+    sent = call(Behind(asks=False), "/v1/responses", [b'{"slo": ' + limits + b', "background": true}'], {})
     assert sent[0]["status"] == 400
 
 

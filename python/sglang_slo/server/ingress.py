@@ -16,7 +16,7 @@ from sglang_slo.server.visit import VISIT, Message, Receive, Visit
 
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-BACKGROUND = "/v1/responses"  # may answer before the model is asked
+BACKGROUND = "/v1/responses"  # may answer, or begin its stream, before the model is asked
 
 
 class Ingress:
@@ -86,7 +86,7 @@ class Answer:
         visit = self._visit
         if not visit.reached and (status == 400 or (status == 200 and visit.path == BACKGROUND)):
             try:
-                visit.check()
+                visit.check(batches=visit.path != BACKGROUND)
             except FieldError as error:
                 visit.refused = error
 

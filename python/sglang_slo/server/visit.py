@@ -18,7 +18,7 @@ from sglang_slo.config import SloConfig
 from sglang_slo.server.body import SILENT, Said, read_body
 from sglang_slo.server.errors import FieldError
 from sglang_slo.server.headers import OBJECTIVES, PREFIXES, parse_headers, parse_objective, parse_tracestate
-from sglang_slo.server.limits import Limits, first_of, parse, resolve
+from sglang_slo.server.limits import LimitError, Limits, first_of, parse, resolve
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -95,9 +95,14 @@ class Visit:
             )
         )
 
-    def check(self) -> None:
-        """Raises LimitError if the limits cannot be used, as far as that can be told without SGLang."""
+    def check(self, batches: bool = True) -> None:
+        """Raises LimitError if the limits cannot be used, as far as that can be told without SGLang.
+
+        `batches`: the endpoint may be asked for several prompts at once.
+        """
         own = self.said.own
+        if isinstance(own, list) and not batches:
+            raise LimitError("slo", f"need one object; got a list of {len(own)}")
         for i, row in enumerate(own if isinstance(own, list) else [own]):
             where = f"slo[{i}]" if isinstance(own, list) else "slo"
             resolve(parse(row, where).over(self.beside), self.config)
