@@ -12,6 +12,7 @@ from sglang_slo.twin import driver
 from sglang_slo.twin.devices import DeviceError, DeviceSpec, Pass, ProfiledDevice, database
 from sglang_slo.twin.devices.grid import Grid, Line, octaves
 from sglang_slo.twin.devices.load import named
+from sglang_slo.twin.devices.measured import HostTimes, measured
 from sglang_slo.twin.workload import load_workload
 
 measured_kernels = pytest.mark.skipif(
@@ -76,7 +77,7 @@ def test_a_grid_is_exact_on_straight_lines_and_goes_on_beyond_its_end() -> None:
 
 @measured_kernels
 def test_a_chunk_costs_more_behind_more_history_and_beside_more_decodes() -> None:
-    device, _ = named(LLAMA)
+    device = measured(DeviceSpec.parse(LLAMA), HostTimes())  # kernels alone
     alone = device.iteration_s(Pass(((0, 512),)))
     behind = device.iteration_s(Pass(((8192, 512),)))
     crowded = device.iteration_s(Pass(((8192, 512),), [2048] * 64))
@@ -95,8 +96,6 @@ def test_no_pass_is_shorter_for_more_work() -> None:
 
 @measured_kernels
 def test_the_kv_pool_is_what_the_weights_leave_of_the_share_for_both() -> None:
-    from sglang_slo.twin.devices.measured import measured
-
     device = measured(DeviceSpec.parse(LLAMA))
     small, large = device.kv_capacity(0.5), device.kv_capacity(0.9)
     assert (large - small) * 131072 == pytest.approx(0.4 * device.memory.total, rel=1e-4)
