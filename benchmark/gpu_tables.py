@@ -34,9 +34,9 @@ PRESSURE: Columns = (
     REPLAY[4],
     REPLAY[6],
     ("retracted by stock", counted("num_retracted_requests_total"), 0),
-    ("preempted", counted("sglang_slo:preempted"), 0),
-    ("swapped", counted("sglang_slo:swapped"), 0),
-    ("recomputed tokens", counted("sglang_slo:recomputed_tokens|num_retracted_input_tokens"), 0),
+    ("preempted", counted("sglang_slo_preemptions"), 0),
+    ("swapped", counted("sglang_slo_swap_ins"), 0),
+    ("recomputed tokens", counted("sglang_slo_recomputed_tokens|num_retracted_input_tokens"), 0),
 )
 OVERHEAD: Columns = (*SERVE[:1], ("device idle share", idle_share, 3))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from score_bench_serving import DetailsError, main, read_runs, score
-from sglang_slo.core.slo import BEST_EFFORT, Slo
+from sglang_slo.core.slo import BEST_EFFORT, GapRule, Slo
 
 RUN: dict[str, Any] = {
     "duration": 10.0,
@@ -23,7 +23,10 @@ RUN: dict[str, Any] = {
 def test_kept_missed_and_failed_are_told_apart() -> None:
     found = score(RUN, Slo(0.5, 0.05))
     assert (found.requests, found.completed) == (4, 3)
-    assert (found.attainment, found.ttft_attainment, found.tbt_attainment) == (0.25, 0.5, 0.5)
+    assert found.attainment == 0.25
+    assert found.misses == {"ttft": 1, "gap": 1, "error": 1}
+    assert found.attainment_by_rule == {"every": 0.25, "paced": 0.25, "p99": 0.25, "mean": 0.25}
+    assert found.longest_pause_max_s == pytest.approx(0.2)
     assert (found.goodput_rps, found.token_goodput_tps, found.throughput_tps) == (0.1, 0.3, 0.8)
 
 
@@ -31,15 +34,25 @@ def test_without_limits_all_that_completed_is_kept() -> None:
     assert score(RUN, BEST_EFFORT).attainment == 0.75
 
 
-def test_the_gap_that_counts_is_the_99th_percentile() -> None:
+def test_one_pause_is_a_miss_unless_the_99th_percentile_was_asked_for() -> None:
+    gaps = [0.01 + i / 1e6 for i in range(150)]
+    run = {"duration": 1.0, "ttfts": [0.1], "itls": [[*gaps, 9.0]], "output_lens": [152], "errors": [""]}
+    found = score(run, Slo(1.0, 0.02))
+    assert (found.attainment, found.misses, found.attainment_by_rule["p99"]) == (0.0, {"gap": 1}, 1.0)
+    assert score(run, Slo(1.0, 0.02, gap_rule=GapRule.P99)).attainment == 1.0
+
+
+def test_a_chunk_spread_over_its_tokens_is_one_delivery_again() -> None:
     run = {
         "duration": 1.0,
         "ttfts": [0.1],
-        "itls": [[0.01] * 150 + [9.0]],
-        "output_lens": [152],
+        "itls": [[0.03, *[1.0 / 8] * 8]],
+        "output_lens": [10],
         "errors": [""],
     }
-    assert score(run, Slo(1.0, 0.02)).attainment == 1.0
+    found = score(run, Slo(tbt_s=0.2))
+    assert found.longest_pause_max_s == pytest.approx(1.0) and found.attainment == 0.0
+    assert found.attainment_by_rule == {"every": 0.0, "paced": 0.0, "p99": 0.0, "mean": 1.0}
 
 
 def write(path: Path, *lines: str) -> Path:

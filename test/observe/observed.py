@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_slo.core.attainment import GapTail
+import numpy as np
+
+from sglang_slo.core.deliveries import DeliveryTable
 from sglang_slo.core.slo import Slo
-from sglang_slo.observe.judge import RequestRecord
+from sglang_slo.observe.judge import COMPLETE, RequestRecord
 
 
 def make_record(
     ttft_s: float | None = 0.1, gaps_s: tuple[float, ...] = (), slo: Slo | None = None, **fields: Any
 ) -> RequestRecord:
     """A request that arrived at 100 s; one token more than gaps came out, none if `ttft_s` is None."""
-    tail = GapTail(len(gaps_s))
-    tail.extend(gaps_s)
-    first_s = None if ttft_s is None else 100.0 + ttft_s
+    slo = slo or Slo()
+    table, first_s = DeliveryTable(1), 100.0 + (ttft_s or 0.0)
+    table.open(0, slo, len(gaps_s) + 1)
+    times = [] if ttft_s is None else [first_s, *(first_s + np.cumsum(gaps_s)).tolist()]
+    for time_s in times:
+        table.add(np.array([0]), time_s)
     defaults: dict[str, Any] = {
         "rid": "r",
         "arrival_s": 100.0,
-        "finished_s": (first_s or 100.0) + tail.sum_s,
-        "output_tokens": 0 if ttft_s is None else len(gaps_s) + 1,
+        "finished_s": times[-1] if times else 100.0,
+        "output_tokens": len(times),
         "prompt_tokens": 7,
     }
-    return RequestRecord(slo=slo or Slo(), first_token_s=first_s, gaps=tail, **{**defaults, **fields})
+    fields = {**defaults, **fields}
+    whole = times and fields.get("finish", "stop") in COMPLETE
+    out = table.close(0, None if whole else max(fields["finished_s"], *times, 100.0))
+    return RequestRecord(slo=slo, out=out, **fields)

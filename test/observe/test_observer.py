@@ -28,24 +28,24 @@ def make_observer(**settings: Any) -> Observer:
 def busy_gauges() -> Gauges:
     return Gauges(
         running=np.int64(3),  # type: ignore[arg-type]
-        queued={0: 2, 31: np.int64(5)},  # type: ignore[dict-item]
+        queued={"chat": 2, "batch": np.int64(5)},  # type: ignore[dict-item]
         budget_s=np.float64(0.04),
         kv={"free": 10, "held": np.float32(2.5)},  # type: ignore[dict-item]
         latency={"t0_s": math.nan},
-        headroom={0: Headroom(1e3, 200)},
+        headroom={"chat": Headroom(1e3, 200)},
     )
 
 
 def test_snapshot_travels_between_processes_and_as_json() -> None:
     observer = make_observer()
     observer.arrived(CHAT, 1.0)
-    observer.finished(make_record(0.1, (0.01,), CHAT, parked=1, lost=True), 2.0)
+    observer.finished(make_record(0.1, (0.01,), CHAT, parked=1), 2.0)
     snapshot = observer.snapshot(3.0, busy_gauges)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot)) == snapshot
     assert json.loads(json.dumps(snapshot, allow_nan=False)) == snapshot
-    assert snapshot["now"]["queued"] == {"0": 2, "31": 5}
+    assert snapshot["now"]["queued"] == {"chat": 2, "batch": 5}
     assert snapshot["now"]["latency"] == {"t0_s": None}
-    assert (snapshot["totals"]["parked"], snapshot["totals"]["lost"]) == (1, 1)
+    assert snapshot["totals"]["parked"] == 1
     assert snapshot["windows"]["1m"]["chat"]["attainment"] == 1.0
 
 

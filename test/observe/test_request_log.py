@@ -38,7 +38,8 @@ def test_row_holds_features_lengths_limits_and_verdict(tmp_path: Path) -> None:
     assert line["features"] == {"prompt_tokens": 7, "temperature": 0.5, "odd": None}
     assert (line["output_tokens"], line["prompt_tokens"], line["predicted_tokens"]) == (3, 7, 12.5)
     assert (line["class"], line["ttft_limit_s"], line["tbt_limit_s"]) == ("chat", 0.5, None)
-    assert (line["attained"], line["missed"], line["tbt_p99_s"]) == (True, None, 0.02)
+    assert (line["attained"], line["missed"], line["rule"]) == (True, [], "every")
+    assert (line["tbt_p99_s"], line["longest_pause_s"]) == (pytest.approx(0.02), pytest.approx(0.02))
 
 
 def test_rows_without_text_have_no_prompt() -> None:

@@ -17,6 +17,7 @@ from sglang_slo.observe.judge import RequestRecord
 from sglang_slo.observe.observer import Observer
 
 pytest.importorskip("sglang.srt.managers.schedule_batch")
+from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import (
     FINISH_ABORT,
     FINISH_LENGTH,
@@ -24,7 +25,7 @@ from sglang.srt.managers.schedule_batch import (
     FINISH_MATCHED_TOKEN,
 )
 
-from sglang_slo.runtime.reporting import HEALTH_CHECK, Reporter, finish_of
+from sglang_slo.runtime.reporting import HEALTH_CHECK, HearingSender, Reporter, finish_of
 
 
 class Kept(Observer):
@@ -50,6 +51,7 @@ def make_req(row: int = 0, rid: str = "r", most: int = 10) -> Any:
         rid=rid,
         slo=Slo(0.5, 0.05, "chat"),
         slo_row=row,
+        slo_slot=-1,
         output_ids=[],
         output_ids_through_stop=[1, 2],
         origin_input_ids=[1, 2, 3],
@@ -57,7 +59,7 @@ def make_req(row: int = 0, rid: str = "r", most: int = 10) -> Any:
         cached_tokens=1,
         retraction_count=0,
         finished_reason=None,
-        sampling_params=SimpleNamespace(max_new_tokens=most),
+        sampling_params=SimpleNamespace(max_new_tokens=most, n=1),
     )
 
 
@@ -79,11 +81,11 @@ def test_first_token_and_gaps_are_timed_per_request() -> None:
     a.finished_reason = b.finished_reason = FINISH_LENGTH(3)
     run(reporter, [(1.6, [a, b])])
     first, second = observer.records
-    assert (first.first_token_s, first.gaps.count) == (1.2, 2)
-    assert first.gaps.p99_s == pytest.approx(0.35)
-    assert (second.first_token_s, second.gaps.count) == (1.25, 2)
-    assert second.gaps.p99_s == pytest.approx(0.25)
-    assert json.loads(a.finished_reason.to_json()["slo"])["missed"] == "tbt"
+    assert (first.out.first_s, first.out.gaps) == (1.2, 2)
+    assert first.out.p99_gap_s == pytest.approx(0.35)
+    assert (second.out.first_s, second.out.gaps) == (1.25, 2)
+    assert second.out.p99_gap_s == pytest.approx(0.25)
+    assert json.loads(a.finished_reason.to_json()["slo"])["missed"] == ["gap"]
 
 
 def test_a_pass_without_a_new_token_is_no_gap() -> None:
@@ -95,7 +97,7 @@ def test_a_pass_without_a_new_token_is_no_gap() -> None:
     reporter.streamed([req])  # a middle chunk, or the pass after a retraction
     req.finished_reason = FINISH_LENGTH(2)
     run(reporter, [(9.0, [req])])
-    assert observer.records[0].gaps.max_s == 8.0
+    assert observer.records[0].out.max_gap_s == 8.0
 
 
 def test_a_request_ends_once() -> None:
@@ -115,7 +117,7 @@ def test_abort_of_a_waiting_request_is_judged_without_an_answer() -> None:
     req.slo_row = -1  # its row is gone already
     reporter.ended(req, 0.1)
     assert observer.records[0].finish == "abort"
-    assert observer.records[0].first_token_s is None
+    assert observer.records[0].out.tokens == 0
     assert req.finished_reason is None
 
 
@@ -127,6 +129,66 @@ def test_health_checks_count_nowhere() -> None:
     run(reporter, [(1.0, [req])])
     assert not observer.records
     assert observer.snapshot(1.0)["totals"] == {}
+
+
+def test_a_burst_is_one_delivery() -> None:
+    observer = Kept()
+    reporter, req = Reporter(observer), make_req()
+    reporter.opened(req, 0.0, 0.0)
+    run(reporter, [(1.0, [req])])
+    req.output_ids += [1] * 3
+    req.finished_reason = FINISH_LENGTH(5)
+    run(reporter, [(2.0, [req])])
+    out = observer.records[0].out
+    assert (out.tokens, out.gaps, out.tpot_s) == (5, 1, 0.25)
+
+
+def test_what_warms_the_prefix_for_several_answers_is_nobodys_request() -> None:
+    observer = Kept()
+    reporter, warm, own = Reporter(observer), make_req(0, most=0), make_req(1, most=0)
+    warm.sampling_params.n = 4
+    for req in (warm, own):
+        reporter.opened(req, 0.0, 0.0)
+        req.finished_reason = FINISH_LENGTH(0)
+    clock.use(lambda: 0.1)
+    reporter.streamed([warm, own])
+    assert [record.rid for record in observer.records] == ["r"] and own.slo_slot == -1
+    assert observer.snapshot(1.0)["totals"]["arrived"] == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("The request queue is full.", "queue_full"),
+        ("Request waiting timeout reached.", "waiting_timeout"),
+        ("The request is aborted by a higher priority request.", "displaced"),
+        ("something new", "other"),
+    ],
+)
+def test_what_sglang_turns_away_is_noted_at_once_with_its_reason(message: str, reason: str) -> None:
+    observer, sent = Kept(), []
+    reporter, req = Reporter(observer), make_req()
+    reporter.opened(req, 0.0, 0.0)
+    sender = HearingSender(SimpleNamespace(send_output=lambda *given: sent.append(given)), reporter.refused)
+    told = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": message}
+    clock.use(lambda: 0.1)
+    sender.send_output(AbortReq(rid="r", finished_reason=told), req)
+    sender.send_output(SimpleNamespace(), None)
+    assert len(sent) == 2
+    totals = observer.snapshot(1.0)["totals"]
+    assert (totals[f"shed_{reason}"], totals["missed_shed"], totals["judged"]) == (1, 1, 1)
+    assert "attained" not in totals
+    reporter.ended(req, 37.0)  # found missing later
+    assert len(observer.records) == 1
+
+
+def test_a_running_timeout_is_the_servers_doing() -> None:
+    observer = Kept()
+    reporter, req = Reporter(observer), make_req()
+    reporter.opened(req, 0.0, 0.0)
+    req.finished_reason = FINISH_ABORT("Request running timeout reached.", HTTPStatus.SERVICE_UNAVAILABLE)
+    run(reporter, [(0.1, [req])])
+    assert observer.snapshot(1.0)["totals"]["shed_running_timeout"] == 1
 
 
 def test_trouble_while_reporting_is_counted_and_not_raised() -> None:

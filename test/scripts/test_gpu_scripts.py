@@ -40,7 +40,7 @@ def _replay(arm: str, level: str, attainment: float) -> dict[str, Any]:
         "tbt_s": {"p50": 0.02, "p99": 0.04},
     }
     return {"arm": arm, "level": level, "load": 1.0, "max_requests": 9, "result": result, "seconds": 4.0,
-            "device_busy_s": 3.0, "counters": {"sglang_slo:preempted_total": 2.0}}  # fmt: skip
+            "device_busy_s": 3.0, "counters": {"sglang_slo_preemptions_total": 2.0}}  # fmt: skip
 
 
 def _results(folder: Path, device: str = "cuda", gpu: str = "a card") -> Results:
@@ -169,7 +169,7 @@ def test_what_never_came_counts_as_endless_not_as_absent() -> None:
     assert figure("result", "ttft_s", "p99")(run) == float("inf")
     assert figure("result", "ttft_s", "p75")(run) is None
     assert idle_share(run) == 0.25 and idle_share({}) is None
-    assert counted("sglang_slo:preempted")(run) == 2.0 and counted("absent")(run) is None
+    assert counted("sglang_slo_preemptions")(run) == 2.0 and counted("absent")(run) is None
 
 
 def test_report_gives_medians_range_and_ratio_and_says_what_was_not_run(tmp_path: Path) -> None:

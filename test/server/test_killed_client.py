@@ -51,6 +51,6 @@ def test_requests_on_the_host_end_with_the_client_that_sent_them(tmp_path: Path)
         assert kv["free"] + kv["evictable"] == kv["capacity"] == POOL_TOKENS
         assert swap["host_used"] == 0
         totals = replica["totals"]
-        assert totals["arrived"] == totals["finished"] and totals["missed_aborted"] > 0
+        assert totals["arrived"] == totals["finished"] and totals["left_in_time"] > 0
         assert replica["fallbacks"]["count"] == 0 and replica["observer_errors"] == 0
         assert server.generate("hello", 8)["meta_info"]["completion_tokens"] == 8

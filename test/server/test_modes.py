@@ -130,4 +130,4 @@ def test_prometheus_tells_both_sglangs_figures_and_ours(server: Server) -> None:
 
     server.generate(slo=CHAT)
     text = requests.get(server.url + "/metrics", timeout=30).text
-    assert "sglang:" in text and "sglang_slo:" in text
+    assert "sglang:" in text and "sglang_slo_" in text

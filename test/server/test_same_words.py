@@ -78,7 +78,7 @@ def test_greedy_answers_are_stocks(name: str, expected: list[str], tmp_path: Pat
         ours.settle()
         replica = ours.status()["replicas"][0]
         log = ours.log.read_text()
-    taken = replica["totals"]["parked"] if name.startswith("parked") else replica["now"]["ways_out"]
+    taken = replica["totals"]["parked"] if name.startswith("parked") else replica["now"]["preemptions"]
     way = name.split(",")[0]
     times = taken if way == "parked" else taken.get(way, 0)
     assert times > 0, f"the path was not taken, this run shows nothing: {taken}"

@@ -1,4 +1,4 @@
-"""Brings the verdict on a request to its client: `meta_info.slo` of `/generate` answers.
+"""Brings the verdict on a request to its client: `meta_info.slo` of `/generate`, `metadata.slo` of OpenAI answers.
 
 The scheduler ties the verdict to the request's finish reason (`attach`), the one thing that travels with the
 last piece of output only, through detokenizer and every streaming mode, unchanged. As finish reasons hold
@@ -57,3 +57,30 @@ def install() -> None:
 
     wait_one_response.judged = True  # type: ignore[attr-defined]
     TokenizerManager._wait_one_response = wait_one_response
+
+
+def install_openai() -> None:
+    """Let chat and text completions that are answered whole carry the verdict on each choice. Idempotent."""
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+    from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+
+    for serving, name in (
+        (OpenAIServingChat, "_build_chat_response"),
+        (OpenAIServingCompletion, "_build_completion_response"),
+    ):
+        original = getattr(serving, name)
+        if not getattr(original, "judged", False):
+            setattr(serving, name, _with_verdicts(original))
+
+
+def _with_verdicts(build: Callable[..., Any]) -> Callable[..., Any]:
+    def judged(self: Any, request: Any, ret: list[dict[str, Any]], created: int) -> Any:
+        response = build(self, request, ret, created)
+        verdicts = [answer["meta_info"].get(KEY) for answer in ret]
+        if any(verdicts) and hasattr(response, "metadata"):
+            told = verdicts[0] if len(verdicts) == 1 else verdicts
+            response.metadata = {**(response.metadata or {}), KEY: told}
+        return response
+
+    judged.judged = True  # type: ignore[attr-defined]
+    return judged

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -18,6 +19,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from sglang_slo import __version__, clock
 from sglang_slo.config import SloConfig
+from sglang_slo.core.slo import SloClass
+from sglang_slo.observe.window import ALL_CLASSES
 from sglang_slo.server import counts
 
 FRESH_S = 0.5
@@ -25,7 +28,9 @@ PATIENCE_S = 5.0
 OFF = "the deadline scheduler is switched off (--slo-policy off): stock SGLang schedules"
 NOT_COVERED = "stock SGLang schedules: the server runs in a mode that the deadline scheduler does not cover"
 
-_COUNTED = ("judged", "attained", "finished", "arrived")
+ATTAINMENT_TARGET = 0.9  # of each class; below it the page says that promises are broken
+ADDED_BY_KEY = ("attained_by_rule", "misses")
+_COUNTED = ("judged", "attained", "finished", "arrived", "without_limits")
 ADDED = (*_COUNTED, "goodput_rps", "goodput_tokens_per_s", "throughput_rps")  # add up over replicas
 
 InternalStates = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
@@ -62,23 +67,78 @@ def status(config: SloConfig | None, states: Sequence[dict[str, Any]]) -> dict[s
     elif not replicas:
         out |= {"policy": "stock", "message": NOT_COVERED}
     if config is not None:
-        out["classes"] = {n: {"ttft_ms": c.ttft_ms, "tbt_ms": c.tbt_ms} for n, c in config.classes.items()}
+        out["classes"] = {name: _declared(c) for name, c in config.classes.items()}
     out["windows"] = _sums([r["windows"] for r in replicas if "windows" in r])
+    out["verdict"] = verdict(out["windows"], replicas)
     out["replicas"] = replicas
     return out
 
 
+def _declared(slo_class: SloClass) -> dict[str, Any]:
+    """What a class declares, without what it leaves out."""
+    return {name: value for name, value in asdict(slo_class).items() if value}
+
+
 def _sums(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Window -> class -> figures that can be added up over replicas (percentiles cannot)."""
+    """Window -> class -> figures over replicas: counts add up, of longest pauses the worst one stands."""
     sums: dict[str, Any] = {}
     for report in reports:
         for window, classes in report.items():
             for slo_class, figures in classes.items():
-                total = sums.setdefault(window, {}).setdefault(slo_class, dict.fromkeys(ADDED, 0))
+                total = sums.setdefault(window, {}).setdefault(slo_class, _nothing())
                 for name in ADDED:
                     total[name] += figures[name]
-                total["attainment"] = total["attained"] / total["judged"] if total["judged"] else None
+                for name in ADDED_BY_KEY:
+                    for key, count in figures[name].items():
+                        total[name][key] = total[name].get(key, 0) + count
+                for name, pause_ms in figures["longest_pause_ms"].items():
+                    worst = total["longest_pause_ms"].get(name)
+                    total["longest_pause_ms"][name] = max(worst or 0.0, pause_ms or 0.0) or pause_ms
+                judged = total["judged"]
+                total["attainment"] = total["attained"] / judged if judged else None
+                total["attainment_by_rule"] = {
+                    rule: kept / judged if judged else None
+                    for rule, kept in total["attained_by_rule"].items()
+                }
     return sums
+
+
+def _nothing() -> dict[str, Any]:
+    return {**dict.fromkeys(ADDED, 0), **{name: {} for name in ADDED_BY_KEY}, "longest_pause_ms": {}}
+
+
+def verdict(windows: dict[str, Any], replicas: Sequence[dict[str, Any]]) -> str:
+    """One line: whether promises are kept and, if not, why; of the shortest window in which anything was judged."""
+    failed = sum(r.get("fallbacks", {}).get("count", 0) for r in replicas)
+    trouble = f" Planning failed {failed} times since the start: see the log." if failed else ""
+    for window, classes in windows.items():
+        judged = {n: f for n, f in classes.items() if f["judged"] and n != ALL_CLASSES}
+        if not judged:
+            continue
+        bad = sorted(
+            (f["attainment"], name) for name, f in judged.items() if f["attainment"] < ATTAINMENT_TARGET
+        )
+        if not bad:
+            return (
+                f"Promises are kept: at least {ATTAINMENT_TARGET:.0%} of every class, last {window}.{trouble}"
+            )
+        return (
+            "Promises are broken, last "
+            + window
+            + ": "
+            + "; ".join(_why(name, judged[name]) for _, name in bad)
+            + "."
+            + trouble
+        )
+    return "No request with a limit has finished yet." + trouble
+
+
+def _why(name: str, figures: dict[str, Any]) -> str:
+    misses = sorted(((count, reason) for reason, count in figures["misses"].items() if count), reverse=True)
+    why = ", ".join(f"{reason} {count}" for count, reason in misses)
+    pause_ms = figures["longest_pause_ms"].get("max")
+    pause = f", longest pause {pause_ms / 1e3:.3g} s" if pause_ms else ""
+    return f"{name} {figures['attainment']:.1%} of {figures['judged']} (misses: {why}{pause})"
 
 
 async def _sglang_states() -> Sequence[dict[str, Any]]:

@@ -18,10 +18,10 @@ COLUMNS = "launched_s,idle_s,duration_s,extend,new_tokens,pairs,context_tokens,r
 
 
 class IterationLog:
-    """An open log, or nothing if none was asked for."""
+    """An open log, or nothing if none was asked for, or another rank (`wanted` False) writes it."""
 
-    def __init__(self) -> None:
-        path = os.environ.get(ENV)
+    def __init__(self, wanted: bool = True) -> None:
+        path = os.environ.get(ENV) if wanted else None
         # Lives as long as the process: there is no place to close it.
         self._out: TextIO | None = open(path, "a", buffering=1 << 13) if path else None  # noqa: PTH123, SIM115
         if self._out is not None and self._out.tell() == 0:

@@ -44,16 +44,16 @@ class OnlineFit:
     """The samples of one server, and the model fitted to them last.
 
     `overlap`: iterations are launched while the one before runs, so that one which finds the device idle is
-    not like the others.
+    not like the others. `log`: whether this rank writes the log of iterations, if one is asked for.
     """
 
-    def __init__(self, start: LatencyModel, overlap: bool = True) -> None:
+    def __init__(self, start: LatencyModel, overlap: bool = True, log: bool = True) -> None:
         self.start = self.model = start
         self.window = SampleWindow()
         self.refits = 0  # that came into force
         self.drift = 1.0
         self._overlap = overlap
-        self._log = IterationLog()
+        self._log = IterationLog(log)
         self._next = FIRST_REFIT
 
     def add(self, launch: Launch) -> None:

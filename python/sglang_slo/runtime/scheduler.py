@@ -87,7 +87,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_model = startup_model(self)
         # Where a pass has ended when its launch returns, its results are processed a whole pass later.
         self.slo_forward_blocks = getattr(self.tp_worker, "forward_blocks", self.device == "cpu")
-        self.slo_fit = OnlineFit(self.slo_model, self.enable_overlap and not self.slo_forward_blocks)
+        overlap = self.enable_overlap and not self.slo_forward_blocks
+        self.slo_fit = OnlineFit(self.slo_model, overlap, log=self.ps.attn_tp_rank == 0)
         self.slo_book = RequestBook(self.slo_config)
         self.slo_planner = Planner(self.slo_config)
         self.slo_preempt = Preemptor(self, self.make_host_pool())
