@@ -122,7 +122,7 @@ def _slim(answer: Answer) -> Any:
 def _compared(way: str, expected: dict[str, Any], got: dict[str, Any], status: dict[str, Any]) -> Check:
     wrong = sorted(name for name in expected if got[name] != expected[name])
     now = status.get("now") or {}
-    moved = {**(now.get("ways_out") or {}), "parked": (status.get("totals") or {}).get("parked", 0)}
+    moved = {**(now.get("preemptions") or {}), "parked": (status.get("totals") or {}).get("parked", 0)}
     pressed = bool(moved.get(way)) and bool(moved["parked"])
     fallbacks = (status.get("fallbacks") or {}).get("count")
     detail = f"{len(expected) - len(wrong)} of {len(expected)} equal to stock; {moved}; {fallbacks} fallbacks"

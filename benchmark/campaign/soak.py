@@ -136,5 +136,5 @@ def _at_rest(status: dict[str, Any]) -> Check:
     kv, fallbacks = now.get("kv") or {}, (status.get("fallbacks") or {}).get("count")
     whole = kv.get("free", 0) + kv.get("evictable", 0) == kv.get("capacity", -1)
     calm = whole and not now.get("running") and fallbacks == 0 and not status.get("observer_errors")
-    detail = f"kv {kv}, {fallbacks} fallbacks, {status.get('observer_errors')} errors in observing, {now.get('ways_out')}"
+    detail = f"kv {kv}, {fallbacks} fallbacks, {status.get('observer_errors')} errors in observing, {now.get('preemptions')}"
     return Check("soak: at rest all KV is free, and every plan was ours", bool(calm), detail)

@@ -8,11 +8,13 @@ imported.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from sglang_slo.config import SloConfig
+from sglang_slo.observe import answers, metrics
 from sglang_slo.observe.http import add_routes
 from sglang_slo.server.ingress import Ingress
 
@@ -29,6 +31,9 @@ def prepare(app: Any, config: SloConfig) -> None:
     add_routes(app)
     if config.policy == "off":
         return
+    answers.install_openai()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # before that is set the client must not be imported
+        metrics.hide_gone()
     if not any(m.cls is Ingress for m in app.user_middleware):
         app.user_middleware.append(Middleware(Ingress, config=config))
 
