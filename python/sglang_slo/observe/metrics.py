@@ -232,4 +232,4 @@ def hide_gone() -> None:
                 yield metric
 
     collect.hides_gone = True  # type: ignore[attr-defined]
-    MultiProcessCollector.collect = collect
+    MultiProcessCollector.collect = collect  # type: ignore[method-assign]

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sglang.srt.managers.io_struct import BatchTokenizedGenerateReqInput, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 
 from sglang_slo.config import SloConfig
+from sglang_slo.core.length_gate import LengthGate
 from sglang_slo.core.lengths import MAX_LENGTH_TOKENS, confidence_from_load
 from sglang_slo.core.load import LoadMeter
 from sglang_slo.core.slo import BEST_EFFORT
@@ -34,7 +36,9 @@ class ArrivingLengths:
     def __init__(self, service: LengthService, low: float, high: float) -> None:
         self.service, self._config = service, service.config
         self._low, self._high = low, high
-        self._known: dict[str, ArrivalFeatures] = {}  # requests in the queue or running
+        # requests in the queue or running: their features, and the log quantiles predicted at arrival
+        self._known: dict[str, tuple[ArrivalFeatures, list[float]]] = {}
+        self.gate = LengthGate()
         self._knowledge = service.knowledge
         self._load = LoadMeter()
         self._finished = 0
@@ -45,8 +49,8 @@ class ArrivingLengths:
         if not features:
             return {}
         quantiles = self.service.predict(features).tolist()
-        for f in features:
-            self._known[f.rid] = f
+        for f, q in zip(features, quantiles, strict=True):
+            self._known[f.rid] = f, q
         while len(self._known) > MOST_KNOWN:
             del self._known[next(iter(self._known))]
         return {f.rid: q for f, q in zip(features, quantiles, strict=True)}
@@ -56,7 +60,7 @@ class ArrivingLengths:
         knowledge, self._knowledge = self._knowledge, self.service.knowledge
         if self._knowledge == knowledge or not self._known:
             return {}
-        features = list(itertools.islice(self._known.values(), MOST_REVISED))
+        features = [f for f, _ in itertools.islice(self._known.values(), MOST_REVISED)]
         quantiles = self.service.again(features).tolist()
         return {f.rid: q for f, q in zip(features, quantiles, strict=True)}
 
@@ -69,16 +73,17 @@ class ArrivingLengths:
 
     def for_log(self, rid: str) -> dict[str, Any]:
         """What the request log keeps of a live request's features; empty if they are not known."""
-        features = self._known.get(rid)
-        return features.for_log() if features is not None else {}
+        known = self._known.get(rid)
+        return known[0].for_log() if known is not None else {}
 
     def ended(self, req: Req) -> None:
         """A request is gone; one that came to its own end is learnt from."""
-        features = self._known.pop(req.rid, None)
-        reason = req.finished_reason
-        if features is None or reason is None or isinstance(reason, FINISH_ABORT):
+        known, reason = self._known.pop(req.rid, None), req.finished_reason
+        if known is None or reason is None or isinstance(reason, FINISH_ABORT):
             return
+        features, quantiles = known
         self._finished += 1
+        self.gate.finished(np.array(quantiles), len(req.output_ids))
         self.service.finished(features, len(req.output_ids))
 
 

@@ -195,6 +195,7 @@ class SloScheduler(stock.Scheduler):
             confidence,
             self.slo_preempt.measured(),
             vote=self.slo_preempt.line is not None and self.slo_preempt.line.votes(),
+            lengths_trusted=lengths is not None and lengths.gate.trusted,
         )
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:

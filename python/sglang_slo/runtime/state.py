@@ -58,12 +58,12 @@ def gauges(scheduler: SloScheduler) -> Gauges:
 def length_figures(scheduler: SloScheduler) -> dict[str, Any]:
     """What the predictor of output lengths says of itself, on the rank that has one; a coverage not yet known is left out."""
     service = scheduler.slo_lengths.service if scheduler.slo_lengths is not None else None
-    if not hasattr(service, "metrics"):
+    if service is None or not hasattr(service, "metrics"):
         return {}
     return {
         name: figure
         for name, figure in service.metrics().items()
-        if not (name.startswith("coverage") and figure < 0)
+        if not (name.startswith("coverage") and not isinstance(figure, str) and figure < 0)
     }
 
 
