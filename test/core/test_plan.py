@@ -377,6 +377,42 @@ def test_any_number_that_have_nothing_to_lose_leave_for_a_newcomer() -> None:
     assert [taken for taken, _ in plan.prefill] == [row]
 
 
+def test_what_many_share_is_computed_once_and_nobody_waits_for_it_twice_as_long() -> None:
+    device = Device()
+    rows = [device.arrive(BATCH, 400) for _ in range(5)]
+    device.table.prefix_group[rows] = 7
+    first = device.planner.plan(device.view())
+    assert [row for row, _ in first.prefill] == rows[:1] and first.deferred == rows[1:]
+    device.table.deferrals[rows[1:]] += 1
+    second = device.planner.plan(device.view())  # nothing is in the cache yet: the first is in flight
+    assert not set(second.deferred) & {row for row, _ in second.prefill}
+    device.table.deferrals[rows[1:]] += 1
+    assert not device.planner.plan(device.view()).deferred
+
+
+def test_a_prefix_that_is_there_and_one_in_a_hurry_wait_for_nobody() -> None:
+    device = Device()
+    rows = [device.arrive(BATCH, 400) for _ in range(3)]
+    device.table.prefix_group[rows] = 7
+    device.table.history_tokens[rows[1]] = 300
+    device.table.deadline_s[rows[2]] = 1.0  # of 30 s
+    plan = device.planner.plan(device.view())
+    assert plan.deferred == [rows[0]] and {rows[1], rows[2]} == {row for row, _ in plan.prefill}
+
+
+def test_an_overdue_one_displaces_what_it_must_and_is_left_alone_for_a_while() -> None:
+    device, rows = _short_of_kv(800, 900, 700)
+    device.capacity += 100
+    overdue = device.arrive(Slo(), 1500, 1000)
+    device.now += 700.0
+    device.table.last_token_s[rows] = device.now
+    plan = device.planner.plan(device.view())
+    assert plan.overdue == overdue and [row for row, _ in plan.prefill] == [overdue]
+    assert plan.victims
+    device.table.stays_until_s[rows] = device.now + 60
+    assert not device.planner.plan(device.view()).victims
+
+
 def test_what_may_not_be_set_aside_goes_on_first() -> None:
     device = Device(SloConfig(park=False))
     loose = device.arrive(BATCH, 60_000)
