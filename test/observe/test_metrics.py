@@ -36,7 +36,14 @@ BUSY = Gauges(
     preemptions={"keep": 1, "swap": 2},
     swap_ins=2,
     swap={"host_used": 5, "host_capacity": 9, "crossing": 100, "failed_copies": 1},
-    latency={"drift": 1.1, "residual_quantile": 1.2, "samples": 30, "refits": 2, "c_tok": 1e-5},
+    latency={
+        "drift": 1.1,
+        "margin_extend": 1.2,
+        "margin_decode": 1.1,
+        "samples": 30,
+        "refits": 2,
+        "c_tok": 1e-5,
+    },
     lengths={**{k: i + 1 for i, k in enumerate(names.LENGTHS)}, **dict.fromkeys(names.LENGTH_COUNTERS, 3)},
     headroom={"chat": Headroom(5.0, 6)},
 )

@@ -101,7 +101,8 @@ GAUGES = {
     "swap_crossing_tokens": ("Context from which swapping is cheaper than computing again; +Inf: never", ()),
     "latency_coefficient_seconds": ("Coefficients of the latency model", ("coefficient",)),
     "latency_drift_ratio": ("Median of measured over profiled iteration time", ()),
-    "latency_residual_quantile_ratio": ("Quantile of measured over predicted time that budgets honour", ()),
+    "latency_margin_decode_ratio": ("Measured over predicted time that decodes alone are given", ()),
+    "latency_margin_extend_ratio": ("Measured over predicted time that budgets with prefill honour", ()),
     "latency_samples": ("Iterations that the latency model is fitted to", ()),
     "length_level": ("Predictor in force: 0 model, 1 previous, 2 class, 3 everybody, 4 declared maximum", ()),
     "length_model_rows": ("Finished requests that the length model learnt from", ()),
@@ -144,7 +145,8 @@ SWAP = {
 }
 LATENCY = {
     "drift": "latency_drift_ratio",
-    "residual_quantile": "latency_residual_quantile_ratio",
+    "margin_decode": "latency_margin_decode_ratio",
+    "margin_extend": "latency_margin_extend_ratio",
     "samples": "latency_samples",
 }
 NO_COEFFICIENT = {*LATENCY, "refits"}

@@ -4,13 +4,9 @@ Runs on the rank whose tick is broadcast; the others get the result in the tick,
 model. The fit starts from the profile each time, never from the last fit: what traffic never shows stays as
 profiled, and errors cannot build up. A refit that changes next to nothing is not put into force.
 
-The margin of budgets is a quantile of measured/predicted, and its level trades gaps for first tokens. With 15 %
-noise, after 30 s, one seed, 0.99 / 0.995 / 0.999 kept both limits of 97.9 / 99.8 / 100 % of requests on mix
-at load 2 (100 % without noise). On chat70b at load 0.5, whose limit leaves little beside the fixed cost of a
-pass, 0.95 / 0.98 / 0.99 / 0.995 kept 35.0 / 83.2 / 92.7 / 93.2 % (98.2 % without noise); there 0.999 from a
-profile 25 % too fast kept 87.7 %, all of its gaps but too few first tokens. Most of that loss is room, not guessing: a
-margin of 1.47 makes 34 ms of a 50 ms limit, and without noise but with that limit first tokens suffer as much (seeds 7,
-8: 91.6, 91.2 % against 95.9, 94.8 %; with noise and the limit of 50 ms 90.2 % of first tokens in time).
+Budgets are planned with a high quantile of measured/predicted, one for iterations with prefill and one for
+decodes alone. Its level trades gaps for first tokens: a lower one misses the gaps of noisy iterations, a higher
+one leaves too little of a tight limit for prefill. Wherever limits leave room 0.995 keeps nearly all gaps.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ logger = logging.getLogger(__name__)
 FIRST_REFIT = 32  # iterations
 REFIT_EVERY = 256  # iterations, once there have been as many; before, with every doubling
 AFTER_FAILURE = 16_384  # iterations until the next try
-LEVEL = 0.995  # the quantile of measured/predicted that budgets are planned with: see above
+LEVEL = 0.995  # the quantile of measured/predicted that budgets are planned with
 IDLE_WEIGHT = 0.1  # of an iteration that found the device idle: its time includes the scheduler's own
 LEAST_CHANGE = 0.01  # of predictions or of the margin, relative, for a refit to come into force
 LONGEST_S = 60.0  # what takes longer was no iteration (a suspended process)
