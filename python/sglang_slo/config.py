@@ -128,7 +128,7 @@ class SloConfig:
         0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0
     )
     lost_wait_s: float | None = _setting(
-        420.0,
+        600.0,
         "after so long without a token, one that cannot meet its limit is not overtaken any more, s; none: it keeps its "
         "share of tokens, and waits until the forecast has room for it",
         low=0,
@@ -146,7 +146,7 @@ class SloConfig:
         low=1,
     )
     return_lookahead_tokens: int = _setting(
-        600,
+        300,
         "output per request that KV admission looks ahead before it lets in one that cannot meet its limit, tokens",
         low=1,
     )

@@ -61,8 +61,7 @@ class PrefixGroups:
 
     def stale(self) -> list[Req]:
         """The next few to be looked up again."""
-        found = [self._stale.pop(rid) for rid in list(self._stale)[:LOOK_UPS]]
-        return found
+        return [self._stale.pop(rid) for rid in list(self._stale)[:LOOK_UPS]]
 
     def __len__(self) -> int:
         return len(self._members)
