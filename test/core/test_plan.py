@@ -490,6 +490,16 @@ def test_only_what_would_wait_past_the_queue_limit_is_shed() -> None:
     assert not set(plan.shed) & {row for row, _ in plan.prefill}
 
 
+def test_hopeless_ones_are_refused_only_if_asked_and_only_those_who_have_a_promise_to_miss() -> None:
+    for refuse, expected in (("hopeless", 1), ("none", 0)):
+        device = Device(SloConfig(refuse=refuse))
+        device.arrive(Slo(), 500)
+        device.arrive(Slo(5.0, 0.05), 500)
+        late = device.arrive(Slo(0.5, 0.05), 60_000)  # more than a second of work
+        plan = device.planner.plan(device.view())
+        assert len(plan.hopeless) == expected and set(plan.hopeless) <= {late}
+
+
 def test_nothing_is_shed_without_a_queue_limit() -> None:
     device = Device()
     for _ in range(40):

@@ -39,7 +39,7 @@ def test_other_adapters_and_other_salts_share_nothing() -> None:
 def test_what_runs_or_has_ended_is_not_looked_up() -> None:
     groups = PrefixGroups()
     reqs = [_request(f"r{i}", 1) for i in range(4)]
-    number = [groups.opened(req) for req in reqs][0]
+    (number,) = {groups.opened(req) for req in reqs}
     groups.computed([(reqs[0], number)], lambda req: req.rid != "r1")
     groups.closed("r2", number)
     assert groups.stale() == [reqs[3]]
@@ -51,8 +51,8 @@ def test_what_runs_or_has_ended_is_not_looked_up() -> None:
 def test_a_crowd_is_looked_up_a_few_at_a_time_and_nobody_is_forgotten() -> None:
     groups = PrefixGroups()
     reqs = [_request(f"r{i}", 1) for i in range(2 * LOOK_UPS + 3)]
-    number = [groups.opened(req) for req in reqs][0]
+    (number,) = {groups.opened(req) for req in reqs}
     groups.computed([(reqs[0], number)], lambda req: True)
     looked = [groups.stale() for _ in range(4)]
     assert [len(found) for found in looked] == [LOOK_UPS, LOOK_UPS, 2, 0]
-    assert sum(looked, []) == reqs[1:]
+    assert [req for found in looked for req in found] == reqs[1:]

@@ -57,6 +57,9 @@ class IterationPlan:
     next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
     deferred: list[int] = field(default_factory=list)  # rows that let another compute their prefix first
     shed: list[int] = field(default_factory=list)  # rows that would wait longer than the queue limit
+    hopeless: list[int] = field(
+        default_factory=list
+    )  # rows that cannot meet their limits any more, if these are refused
     feasible: int = 0  # waiting requests that can still meet their deadline
     infeasible: int = 0  # waiting requests that cannot, or have none
 
@@ -82,6 +85,8 @@ class PlanSettings(Protocol):
     def lost_wait_s(self) -> float | None: ...
     @property
     def queue_limit_s(self) -> float | None: ...
+    @property
+    def refuse(self) -> str: ...
     @property
     def margin(self) -> float: ...
     @property
@@ -115,6 +120,7 @@ class _Draft:
     line: Line
     filling: Filling | None
     relief: Relief
+    hopeless: list[int] = field(default_factory=list)
 
 
 class Planner:
@@ -167,13 +173,16 @@ class Planner:
         budget = self._budget(view, decodes, int(needs.sum()))
         fitting_tokens = budget.tokens(view.model)
         ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fitting_tokens))
+        refused = self._hopeless(view, ranking.infeasible)
+        hopeless = ranking.infeasible[refused].tolist()
+        ranking = replace(ranking, infeasible=ranking.infeasible[~refused])
         line = self._line(view, budget, ranking, fitting_tokens)
         filling = self._filled(view, budget, line)
         starved = view.base_s - self._prefilled_s > MAX_PREFILL_STARVATION_S
         if filling.out_of_time and (decodes is None or starved):
             budget = self._least_budget(view, budget)
             filling = self._filled(view, budget, line)
-        return _Draft(view, decodes, budget, ranking, line, filling, relief)
+        return _Draft(view, decodes, budget, ranking, line, filling, relief, hopeless)
 
     def _with_room(self, draft: _Draft) -> _Draft:
         """The draft with victims for the first refused request that is in need of room and gets it so; else as it is."""
@@ -222,6 +231,7 @@ class Planner:
             deferred=filling.deferred if filling is not None else [],
             overdue=draft.line.overdue if filling is not None and draft.line.overdue in filling.rows else -1,
             shed=self._shed(view, draft.ranking, prefill),
+            hopeless=draft.hopeless,
             feasible=len(draft.ranking.feasible),
             infeasible=len(draft.ranking.infeasible),
         )
@@ -423,6 +433,16 @@ class Planner:
         untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
         taken = {row for row, _ in prefill}
         return [row for row in rows[untouched & (waits > limit_s)].tolist() if row not in taken]
+
+    def _hopeless(self, view: View, rows: np.ndarray) -> np.ndarray:
+        """Of infeasible `rows`, those that have not begun and could not keep their promise even alone; bool[n]."""
+        if self.config.refuse != "hopeless" or not len(rows):
+            return np.zeros(len(rows), bool)
+        table = view.table
+        work_s = view.model.prefill_s_array(table.history_tokens[rows], table.prefill_tokens(rows))
+        late = view.base_s + view.model.coefficients.t0_extend + work_s > table.deadline_s[rows]
+        untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
+        return np.asarray(late & untouched)
 
 
 def _after(view: View, relief: Relief) -> View:

@@ -17,6 +17,7 @@ from sglang_slo import clock
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.admission import PlannedAdder
 from sglang_slo.runtime.preempt import release_parked
+from sglang_slo.server.refusals import HOPELESS, QUEUE, message
 
 if TYPE_CHECKING:
     from sglang_slo.core.plan import IterationPlan
@@ -92,17 +93,26 @@ class Applier:
         s.waiting_queue.append(req)
         s.slo_viewer.look_up_prefix(req)
 
-    def shed(self, rows: list[int]) -> None:
-        """Refuse requests that would wait longer than the queue limit: HTTP 503, which names a time to retry."""
+    def refuse(self, shed: list[int], hopeless: list[int]) -> None:
+        """Turn requests away, each with the reason and an answer: too long a queue (503), or no chance left (429)."""
+        limit_s = self._scheduler.slo_config.queue_limit_s
+        queue = f"the queue is longer than {limit_s or 0.0:g} s (--slo-queue-limit-s): try again later"
+        late = (
+            "its limits cannot be met any more (--slo-refuse hopeless): try again later, or with looser ones"
+        )
+        self._turn_away(shed, message(QUEUE, queue))
+        self._turn_away([row for row in hopeless if row not in set(shed)], message(HOPELESS, late))
+
+    def _turn_away(self, rows: list[int], told: str) -> None:
         s = self._scheduler
-        limit_s = s.slo_config.queue_limit_s
-        message = f"the queue is longer than {limit_s:g} s (--slo-queue-limit-s): try again later"
-        reason = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": message}
-        refused = {s.slo_book.reqs[row] for row in rows}
+        reason = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": told}
+        refused = {s.slo_book.reqs[row]: None for row in rows if row in s.slo_book.reqs}
+        if not refused:
+            return
         s.waiting_queue = [req for req in s.waiting_queue if req not in refused]
         for req in refused:
             s.ipc_channels.send_to_tokenizer.send_output(AbortReq(finished_reason=reason, rid=req.rid), req)
-            req.time_stats.trace_ctx.abort(abort_info={"reason": message})
+            req.time_stats.trace_ctx.abort(abort_info={"reason": told})
             s.slo_book.close(req)
             s.slo_gone(req)
             if s.slo_reporter is not None:

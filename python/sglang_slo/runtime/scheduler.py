@@ -384,9 +384,9 @@ class SloScheduler(stock.Scheduler):
         if plan.returns:
             with self._noting("a return from the host"):
                 self.slo_preempt.bring_back(plan.returns, running_batch)
-        if plan.shed:
-            with self._noting("shedding"):
-                self.slo_applier.shed(plan.shed)
+        if plan.shed or plan.hopeless:
+            with self._noting("refusing"):
+                self.slo_applier.refuse(plan.shed, plan.hopeless)
         return running_batch
 
     def _nothing_to_decide(self, running_batch: ScheduleBatch) -> bool:
