@@ -128,7 +128,7 @@ class SloConfig:
         0.05, "share of prefill tokens kept for requests that cannot meet their limit any more", low=0
     )
     lost_wait_s: float | None = _setting(
-        600.0,
+        1800.0,
         "after so long without a token, one that cannot meet its limit is not overtaken any more, s; none: it keeps its "
         "share of tokens, and waits until the forecast has room for it",
         low=0,

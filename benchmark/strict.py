@@ -1,0 +1,123 @@
+"""Ours beside stock settings, every gap counted, in the twin; each run's figures as one JSON row.
+
+    python benchmark/strict.py --data FOLDER --out benchmark/results/strict.json       # all of TABLE, an hour or two
+    python benchmark/strict.py --data FOLDER --only reason --seeds 7 --out rows.json
+
+A row that is in the file already is not run again. `benchmark/RESULTS.md` quotes these rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang_slo.twin.runs import Spec, run_all
+
+H200 = "meta-llama/Meta-Llama-3.1-8B,h200_sxm"  # measured kernels; without a device: the workload's modelled profile
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One workload at one load. `stock`: settings of stock SGLang that have been best near there."""
+
+    workload: str
+    load: float
+    stock: tuple[tuple[str, ...], ...]
+    max_requests: int | None = None
+    device: str | None = None
+    ours: tuple[tuple[str, ...], ...] = ((),)
+    seeds: int = 3
+
+
+def _stock(policy: str, chunk: int, *more: str) -> tuple[str, ...]:
+    order = ("--enable-priority-scheduling",) if policy == "priority" else ("--schedule-policy", policy)
+    return (*order, "--chunked-prefill-size", str(chunk), *more)
+
+
+MIXED, LOOSE = "--enable-mixed-chunk", ("--schedule-conservativeness", "0.3")
+KV_SHORT = (
+    _stock("fcfs", 256, MIXED, *LOOSE),
+    _stock("fcfs", 256, MIXED),
+    _stock("fcfs", 512, MIXED, *LOOSE),
+    _stock("lpm", 2048),
+)
+LATENCY = (_stock("priority", 512, MIXED), _stock("lpm", 512, MIXED), _stock("lpm", 1024, MIXED))
+WAITS = tuple(("--slo-lost-wait-s", str(s)) for s in (300, 600))
+TABLE = (
+    Cell("reason", 0.5, KV_SHORT, ours=((), *WAITS)),
+    Cell("reason", 1.0, KV_SHORT, ours=((), *WAITS)),
+    Cell("mix", 2.0, LATENCY, 1500, H200),
+    Cell("mix", 1.0, LATENCY, 1500, H200),
+    Cell("agent", 1.5, LATENCY, 700, H200),
+    Cell("r1", 0.6, KV_SHORT[:1], seeds=1),
+)
+
+
+def specs(cell: Cell, seeds: list[int], data: str | None) -> list[Spec]:
+    """The runs of one cell: ours on all seeds, stock's settings on the first, and its best is left to the reader."""
+    common = (cell.max_requests, data)
+    wanted = [("slo", argv, seed) for argv in cell.ours for seed in seeds[: cell.seeds if not argv else 1]]
+    wanted += [("stock", argv, seeds[0]) for argv in cell.stock]
+    return [
+        Spec(cell.workload, scheduler, argv, cell.load, seed, *common, device=cell.device)
+        for scheduler, argv, seed in wanted
+    ]
+
+
+def row(spec: Spec, measures: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of one run."""
+    classes = {name: figures["attainment"] for name, figures in measures["classes"].items()}
+    return {
+        "workload": spec.workload,
+        "load": spec.load,
+        "seed": spec.seed,
+        "requests": spec.max_requests,
+        "device": spec.device or measures["profile"] + " (modelled)",
+        "scheduler": spec.scheduler,
+        "argv": list(spec.argv),
+        "attainment": measures["attainment"],
+        "by_rule": measures["attainment_by_rule"],
+        "classes": classes,
+        "misses": measures["misses"],
+        "longest_pause_s": measures["longest_pause_s"],
+        "preemptions": measures["preemptions"],
+        "recompute_tax": measures["recompute_tax"],
+        "throughput_tokens_per_s": measures["throughput_tps"],
+    }
+
+
+def main() -> int:
+    """Run what is not in the file yet, and keep each row as it comes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder with the traces")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", help="one workload")
+    parser.add_argument("--seeds", default="7,8,9")
+    args = parser.parse_args()
+    rows = json.loads(args.out.read_text()) if args.out.exists() else []
+    seeds = [int(s) for s in args.seeds.split(",")]
+    known = {(r["workload"], r["load"], r["seed"], r["scheduler"], tuple(r["argv"])) for r in rows}
+    for cell in TABLE:
+        if args.only and cell.workload != args.only:
+            continue
+        for spec in specs(cell, seeds, args.data):
+            if (spec.workload, spec.load, spec.seed, spec.scheduler, spec.argv) in known:
+                continue
+            [result] = run_all([spec], 1)
+            rows.append(row(spec, result.measures()))
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+            print(
+                f"{spec.title} {spec.workload} {spec.load} seed {spec.seed}: {result.attainment:.3f}",
+                file=sys.stderr,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
