@@ -402,6 +402,7 @@ def test_a_prefix_that_is_there_and_one_in_a_hurry_wait_for_nobody() -> None:
 
 def test_an_overdue_one_displaces_what_it_must_and_is_left_alone_for_a_while() -> None:
     device, rows = _short_of_kv(800, 900, 700)
+    device.planner = Planner(SloConfig(lost_wait_s=600.0))
     device.capacity += 100
     overdue = device.arrive(Slo(), 1500, 1000)
     device.now += 700.0

@@ -33,7 +33,7 @@ def test_without_prediction_nothing_is_learnt_however_much_has_finished() -> Non
 
 @pytest.mark.parametrize("default", ["chat", None])
 def test_a_request_without_a_class_is_predicted_as_what_it_is_logged_as(default: str | None) -> None:
-    config = SloConfig(classes={"chat": SloClass("chat", 500.0, 50.0)}, default_class=default)
+    config = SloConfig(classes={"chat": SloClass(500.0, 50.0)}, default_class=default)
     request = real.request("r", [5, 6, 7], 4)
     assert features_of(request, config).slo_class == (default or "default")
     named = real.request("r", [5, 6, 7], 4, custom_params={"slo": {"class": "chat"}})

@@ -172,7 +172,7 @@ def test_the_rule_that_judges_every_gap_is_never_above_the_other(name: str) -> N
 
 
 def test_an_unknown_rule_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="rule: need one of p99, every"):
+    with pytest.raises(ValueError, match="rule: need one of every, p99"):
         jobs_of(load_workload("mix-generated", max_requests=5), "median")
 
 

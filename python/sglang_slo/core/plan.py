@@ -203,7 +203,8 @@ class Planner:
             if relief:
                 with_room = self._draft(_after(view, relief), relief)
                 assert with_room.filling is not None
-                if row in with_room.filling.rows:
+                # what is copied out first is free in an iteration or two, and then it gets in
+                if row in with_room.filling.rows or relief.copies(view.pool):
                     return with_room
         return draft
 
@@ -449,7 +450,8 @@ def _after(view: View, relief: Relief) -> View:
     """The view once the victims have left."""
     if not relief:
         return view
-    pool: Pool = view.pool.without(relief.positions)
+    copied = np.array([mode is PreemptMode.SWAP for _, mode in relief.victims], bool)
+    pool: Pool = view.pool.without(relief.positions, copied)
     if relief.park_chunked:
         parked, waiting = view.chunked, view.waiting
         return replace(view, pool=replace(pool, chunked=-1), waiting=waiting[waiting != parked])

@@ -127,6 +127,8 @@ class Preemptor:
                 s.slo_observer.trouble.happened("preempting a request failed", s.slo_tick.now_s, error)
             else:
                 gone.append(place)
+        if self.line is not None and not self.line.pool.hides:
+            self.line.release_due()  # the copies are over, and the plan counts on the room
         if len(gone) < len(places):
             left = batches.without(batch, np.array(gone, np.int64)) if gone else batch
         left.batch_is_full = False

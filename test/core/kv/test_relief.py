@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,14 +137,28 @@ def test_the_area_of_a_known_length_is_the_sum_over_its_iterations(held: int, le
     assert scores(pool, pool.decoding, True)[0] == pytest.approx(held * area, rel=1e-3, abs=held * 1.0)
 
 
+def test_no_second_victim_leaves_while_the_first_ones_kv_is_copied_out() -> None:
+    pool = _pool([600, 700], free=50, host=HostKv(on=True, hides=True, room_tokens=10_000))
+    row = pool.table.add(GAP, 0.0, 300, 10)
+    need, planner = pool.need(row, 300), ReliefPlanner(SloConfig())
+    assert len(planner.for_newcomer(pool, row, MODEL, 0.0, False, [], need).victims) == 1
+    copying = replace(pool, leaving_tokens=400, capacity_tokens=pool.capacity_tokens + 400)
+    assert not planner.for_newcomer(copying, row, MODEL, 0.0, False, [], need)
+
+
+def test_what_is_copied_beside_compute_is_not_free_yet() -> None:
+    for hides, free in ((True, 100), (False, 400)):
+        pool = _pool([300, 200], free=100, host=HostKv(on=True, hides=hides))
+        after = pool.without(np.array([0]), np.array([True]))
+        assert after.free_tokens == free and after.free_tokens + after.leaving_tokens == 400
+
+
 def test_stock_preemption_gives_nobody_up() -> None:
     planner = ReliefPlanner(SloConfig(preempt="stock"))
     assert not planner.for_growth(_pool([100, 100]), MODEL, 0.0, False)
 
 
 def _host(pool: Pool, tokens: list[int], deadlines: list[float]) -> Pool:
-    from dataclasses import replace
-
     rows = [pool.table.add(GAP, 0.0, n, 1000) for n in tokens]
     pool.table.deadline_s[rows] = deadlines
     return replace(pool, host=HostKv(np.array(rows), np.array(tokens), on=True))

@@ -75,14 +75,20 @@ class Pool:
         assert self.look_up_leavers is not None
         return self.look_up_leavers()
 
-    def without(self, positions: np.ndarray) -> Pool:
-        """The pool once the decoding requests at `positions` have left."""
+    def without(self, positions: np.ndarray, copied: np.ndarray | None = None) -> Pool:
+        """The pool once the decoding requests at `positions` have left; of these, `copied`, bool[k], go to the host.
+
+        Where copies move beside compute, KV that is copied out is not free yet.
+        """
         leavers = self.leavers
         rest = leavers.without(positions)
+        freed = leavers.freed_tokens[positions]
+        later = int(freed[copied].sum()) if copied is not None and self.host.hides else 0
         return replace(
             self,
             decoding=np.delete(self.decoding, positions),
-            free_tokens=self.free_tokens + int(leavers.freed_tokens[positions].sum()),
+            free_tokens=self.free_tokens + int(freed.sum()) - later,
+            leaving_tokens=self.leaving_tokens + later,
             look_up_leavers=lambda: rest,
         )
 

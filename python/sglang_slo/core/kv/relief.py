@@ -65,6 +65,10 @@ class Relief:
     def __bool__(self) -> bool:
         return bool(self.victims) or self.park_chunked
 
+    def copies(self, pool: Pool) -> bool:
+        """Whether some of the room is there only when a copy to the host is over."""
+        return pool.host.hides and any(mode is PreemptMode.SWAP for _, mode in self.victims)
+
 
 @dataclass(frozen=True)
 class _Groups:
@@ -223,11 +227,13 @@ class ReliefPlanner:
     def _fewest(pool: Pool, entered: list[Need], need: Need, order: np.ndarray) -> np.ndarray | None:
         """The first victims of `order` whose leaving lets the need in; None if not even all of them do. One stays."""
         order = order[: max(len(pool.decoding) - 1, 0)]
+        copying = pool.leaving_tokens > 0
+        pool = replace(pool, free_tokens=pool.free_tokens + pool.leaving_tokens, leaving_tokens=0)
         freed = np.cumsum(np.concatenate(([0], pool.leavers.freed_tokens[order])))
 
         def fits(count: int) -> bool:
             after = pool.without(order[:count])
-            free = after.free_tokens + pool.leaving_tokens - len(after.decoding)
+            free = after.free_tokens - len(after.decoding)
             if free < need.tokens + sum(other.tokens for other in entered):
                 return False
             ledger = after.ledger()
@@ -236,6 +242,8 @@ class ReliefPlanner:
             overdraft = after.overdraft_tokens if need.overdraft else 0
             return ledger.admits(replace(need, overdraft=overdraft))
 
+        if copying and fits(0):
+            return None  # those who left for it are still being copied out
         counts = range(max(int(np.searchsorted(freed, need.tokens - pool.free_tokens)), 1), len(order) + 1)
         fewest = bisect.bisect_left(counts, True, key=fits)
         return order[: counts[fewest]] if fewest < len(counts) else None
