@@ -8,7 +8,7 @@ import pytest
 import sglang_slo.runtime.scheduler  # noqa: F401
 from campaign.wires import InjectedError, Wires
 from sglang_slo.config import SloConfig
-from sglang_slo.core import preemption
+from sglang_slo.core.kv import preemption
 from sglang_slo.observe.observer import Observer
 from sglang_slo.twin import driver
 
@@ -22,7 +22,7 @@ def as_the_scheduler() -> dict[str, object]:
 
 def test_a_wire_raises_once_or_always_for_the_scheduler_and_never_for_the_harness() -> None:
     wires, call = Wires(), as_the_scheduler()["call"]
-    name = "core.preemption.growth_tokens"
+    name = "core.kv.preemption.growth_tokens"
     args = (np.array([3, 9]), 4)
     expected = preemption.growth_tokens(*args)
     with wires.strung():
