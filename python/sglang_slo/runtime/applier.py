@@ -50,12 +50,13 @@ class Applier:
         with self._only(planned):
             batch, decoding = s._get_new_batch_prefill_raw(None, decoding)
         if aside is None:
-            return NextBatchPlan(batch_to_run=batch, running_batch=decoding)
-        if batch is not None and decoding.is_empty():  # those who decode are in the batch
-            return NextBatchPlan(batch_to_run=batch, running_batch=aside)
-        # the places that the plan names are not theirs any more: without prefill, everyone decodes
-        s.slo_plan = replace(plan, decode=None)
-        return NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
+            s.slo_step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
+        elif batch is not None and decoding.is_empty():  # those who decode are in the batch
+            s.slo_step = NextBatchPlan(batch_to_run=batch, running_batch=aside)
+        else:  # the places that the plan names are not theirs any more: without prefill, everyone decodes
+            s.slo_step = NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
+            s.slo_plan = replace(plan, decode=None)
+        return s.slo_step
 
     @contextlib.contextmanager
     def _only(self, planned: dict[Req, int]) -> Iterator[None]:

@@ -107,14 +107,13 @@ class Preemptor:
 
     # -- victims
 
-    def preempt(self, victims: list[tuple[int, PreemptMode]], batch: ScheduleBatch) -> ScheduleBatch:
-        """The running batch without the victims, each of which has left in its mode. Raises only if nothing was done."""
+    def preempt(self, victims: list[tuple[int, PreemptMode]], batch: ScheduleBatch) -> None:
+        """The victims leave `batch`, each in its mode; the running batch is the rest from then on."""
         s = self._scheduler
         rows = {req.slo_row: i for i, req in enumerate(batch.reqs)}
         places = [rows[row] for row, _ in victims]
         left = batches.without(batch, np.array(places))
         iteration_s = self._iteration_s(left.reqs)
-        gone: list[int] = []
         for place, (_, mode) in zip(places, victims, strict=True):
             req = batch.reqs[place]
             try:
@@ -123,24 +122,25 @@ class Preemptor:
                     mode = PreemptMode.RECOMPUTE
                 self._note(req, mode)
                 self._leave(req, mode, copy, iteration_s)
-            except Exception as error:  # it stays where it was
+            except Exception as error:
                 s.slo_observer.trouble.happened("preempting a request failed", s.slo_tick.now_s, error)
-            else:
-                gone.append(place)
-        if self.line is not None and not self.line.pool.hides:
-            self.line.release_due()  # the copies are over, and the plan counts on the room
+        if self.line is not None:
+            self.line.drop_unclaimed()
+        # whoever holds nothing on the device has left, whatever was raised
+        gone = [place for place in places if batch.reqs[place].req_pool_idx is None]
         if len(gone) < len(places):
             left = batches.without(batch, np.array(gone, np.int64)) if gone else batch
         left.batch_is_full = False
-        return left
+        s.slo_running = left
+        if self.line is not None and not self.line.pool.hides:
+            self.line.release_due()  # the copies are over, and the plan counts on the room
 
     def _copy_out(self, req: Req) -> HostCopy | None:
         """Start the copy to the host; None if that failed: what then is left is to compute it again."""
         assert self.line is not None
         copy = self.line.save(req)
         if not copy.ok and self._scheduler.ps.tp_size == 1:
-            self.line.pool.drop(copy)
-            self.line.failed += 1
+            self.line.failed += 1  # and is dropped, as nobody claims it
             return None
         return copy
 
@@ -182,20 +182,23 @@ class Preemptor:
         for row in rows:
             self.swap_ins += self.line.bring_back(row, seconds)
 
-    def arrived(self, batch: ScheduleBatch) -> ScheduleBatch:
-        """The running batch with those whose KV is back on the device. Raises only if nothing was done."""
+    def arrived(self, batch: ScheduleBatch) -> None:
+        """Those whose KV is back on the device join the running batch."""
         if self.line is None:
-            return batch
+            return
         self.line.next_planning(idle=batch.is_empty())
         back = self.line.ready(now=batch.is_empty())
         if not back:
-            return batch
+            return
         reqs = [w.req for w in back]
         merged = batches.merged(batch, batches.decode_batch(self._scheduler, reqs))
-        self.line.landed(back)
         merged.batch_is_full = False
+        try:
+            self.line.landed(back)
+        finally:
+            if back[0] not in self.line.arriving:
+                self._scheduler.slo_running = merged
         self._pick_up(reqs)
-        return merged
 
     def _pick_up(self, reqs: list[Req]) -> None:
         """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""

@@ -99,6 +99,8 @@ class SloScheduler(stock.Scheduler):
         # taken by ticks, which only the rank that broadcasts makes: on the others the oldest fall out
         self.slo_ended: deque[tuple[int, float]] = deque(maxlen=MOST_ENDED)
         self.slo_plan: IterationPlan | None = None
+        self.slo_running: ScheduleBatch = self.running_batch  # as it is at this moment of planning
+        self.slo_step: NextBatchPlan | None = None  # what this planning has built
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
         dp_rank = self.ps.dp_rank if self.server_args.dp_size > 1 else None
@@ -352,42 +354,49 @@ class SloScheduler(stock.Scheduler):
         """
         if not self.slo_on:
             return super().get_new_batch_prefill(running_batch)
+        self.slo_running, self.slo_step = running_batch, None
         try:
-            began_s = clock.now()
-            if self._nothing_to_decide(running_batch):
-                self.slo_plan = EVERYONE_DECODES
-                self.slo_plan_s = clock.now() - began_s
-                return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-            running_batch.filter_batch()
-            running_batch = self.slo_preempt.arrived(running_batch)
-            plan = self._make_plan(running_batch)
-            running_batch = self._carry_out(plan, running_batch)
-            self.slo_plan = plan
-            planned = {self.slo_book.reqs[row]: tokens for row, tokens in plan.prefill}
-            self.slo_plan_s = clock.now() - began_s
-            if not plan.prefill:
-                return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-            return self.slo_applier.prefill(plan, planned, running_batch)
+            return self._planned_step(running_batch)
         except Exception as error:
             self._fall_back(error)
-            running_batch.batch_is_full = False
-            return super().get_new_batch_prefill(running_batch)
+            if self.slo_step is not None:  # it was built, and its requests are in it
+                return self.slo_step
+            self.slo_running.batch_is_full = False
+            return super().get_new_batch_prefill(self.slo_running)
 
-    def _carry_out(self, plan: IterationPlan, running_batch: ScheduleBatch) -> ScheduleBatch:
-        """Victims out, then returns begun, then whom to refuse. A step that raises has done nothing."""
+    def _planned_step(self, running_batch: ScheduleBatch) -> NextBatchPlan:
+        began_s = clock.now()
+        if self._nothing_to_decide(running_batch):
+            self.slo_plan = EVERYONE_DECODES
+            self.slo_plan_s = clock.now() - began_s
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        running_batch.filter_batch()
+        self.slo_preempt.arrived(running_batch)
+        plan = self._make_plan(self.slo_running)
+        self._carry_out(plan)
+        self.slo_plan = plan
+        planned = {
+            self.slo_book.reqs[row]: tokens for row, tokens in plan.prefill if row in self.slo_book.reqs
+        }
+        self.slo_plan_s = clock.now() - began_s
+        if not plan.prefill:
+            return NextBatchPlan(batch_to_run=None, running_batch=self.slo_running)
+        return self.slo_applier.prefill(plan, planned, self.slo_running)
+
+    def _carry_out(self, plan: IterationPlan) -> None:
+        """Victims out, then returns begun, then whom to refuse; `slo_running` follows at the moment of each change."""
         if plan.victims:
             with self._noting("preemption"):
-                running_batch = self.slo_preempt.preempt(plan.victims, running_batch)
+                self.slo_preempt.preempt(plan.victims, self.slo_running)
         if plan.park_chunked:
             with self._noting("parking"):
                 self.slo_preempt.park()
         if plan.returns:
             with self._noting("a return from the host"):
-                self.slo_preempt.bring_back(plan.returns, running_batch)
+                self.slo_preempt.bring_back(plan.returns, self.slo_running)
         if plan.shed or plan.hopeless:
             with self._noting("refusing"):
                 self.slo_applier.refuse(plan.shed, plan.hopeless)
-        return running_batch
 
     def _nothing_to_decide(self, running_batch: ScheduleBatch) -> bool:
         """Nobody waits, KV is ample, and everyone can decode in time: most iterations, told at little cost."""
@@ -500,7 +509,10 @@ class SloScheduler(stock.Scheduler):
 
     def _failed(self, what: str, error: Exception) -> None:
         """Bookkeeping that fails is counted and logged; it never stops serving."""
-        self.slo_observer.trouble.happened(f"noting {what} failed", clock.now(), error)
+        try:
+            self.slo_observer.trouble.happened(f"noting {what} failed", clock.now(), error)
+        except Exception:
+            logger.exception("sglang-slo: noting %s failed, and so did telling of it", what)
 
     # -- out
 

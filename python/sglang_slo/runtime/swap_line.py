@@ -69,6 +69,7 @@ class SwapLine:
         self.failed = 0  # copies that could not be used
         self._scheduler = scheduler
         self._leftovers: list[Leftover] = []
+        self._unclaimed: list[HostCopy] = []  # copies of requests that have not left yet
         self._planning = 0
 
     # -- out
@@ -76,7 +77,16 @@ class SwapLine:
     def save(self, req: Req) -> HostCopy:
         """Start to copy the KV of a running request to the host. What is in flight for it is dropped with its token."""
         row = self._scheduler.req_to_token_pool.req_to_token[req.req_pool_idx]
-        return self.pool.save(row[: req.seqlen - 1].to(torch.int64, copy=True))
+        copy = self.pool.save(row[: req.seqlen - 1].to(torch.int64, copy=True))
+        self._unclaimed.append(copy)
+        return copy
+
+    def drop_unclaimed(self) -> None:
+        """Give back the host memory of copies whose request has not left after all."""
+        while self._unclaimed:
+            copy = self._unclaimed.pop()
+            self.pool.fence(copy)
+            self.pool.drop(copy)
 
     def take(self, req: Req, copy: HostCopy, iteration_s: float) -> None:
         """A running request is on the host from now on; its device KV is free when `copy` is over."""
@@ -93,6 +103,7 @@ class SwapLine:
         req.is_retracted = True
         req.retraction_count += 1
         req.slo_swapped = getattr(req, "slo_swapped", 0) + 1
+        self._unclaimed.remove(copy)
         self._leftovers.append(left)
         self.out.append(swapped)
 
@@ -218,9 +229,10 @@ class SwapLine:
 
     def landed(self, back: list[Swapped]) -> None:
         """They are in the running batch; device work from now on waits for their copies."""
+        self.arriving = [w for w in self.arriving if w not in back]
         for w in back:
-            self.arriving.remove(w)
             w.req.is_retracted = False
+        for w in back:
             self.pool.fence(w.copy)
             self.pool.drop(w.copy)
 
