@@ -2,7 +2,7 @@
 # Makes the environment and passes the tests: lint, format, types, import contracts, then pytest with the arguments given.
 #   scripts/test.sh -m 'not server'     leaves out the tests that start a real server
 #   scripts/test.sh test/core           one room's
-#   SGLANG_SLO_TEST_JOBS=1              how many processes share the tests (default: 2; 0: none but pytest's own)
+#   SGLANG_SLO_TEST_JOBS=2              how many processes share the tests (default: 0, pytest alone)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$("$root/scripts/env.sh" | tail -n 1)
@@ -13,4 +13,4 @@ cd "$root"
 "$python" -m ruff format --check .
 "$python" -m mypy
 lint-imports --no-cache
-exec "$python" -m pytest -n "${SGLANG_SLO_TEST_JOBS:-2}" --dist loadgroup --no-loadscope-reorder "$@"
+exec "$python" -m pytest -n "${SGLANG_SLO_TEST_JOBS:-0}" --dist loadgroup --no-loadscope-reorder "$@"

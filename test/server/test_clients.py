@@ -95,16 +95,16 @@ def test_a_frontend_program_runs(server: Server, slo: Any) -> None:
     server.settle()
     assert server.status()["replicas"][0]["totals"]["finished"] >= finished + 4 * 5
     if slo is not None:
-        assert states[0].get_meta_info("answer")["slo"]["class"] == slo.get("class", "default")
+        assert states[0].get_meta_info("answer")["slo"]["class"] == slo.get("class", "custom")
 
 
 def test_the_narrower_limit_wins_in_a_program(server: Server) -> None:
     backend = lang.RuntimeEndpoint(server.url, slo=CHAT)
     assert program.run("a", backend=backend).get_meta_info("answer")["slo"]["class"] == "chat"
     run = program.run("b", backend=backend.with_slo({"ttft_ms": 50000}))
-    assert run.get_meta_info("answer")["slo"]["class"] == "default"
+    assert run.get_meta_info("answer")["slo"]["class"] == "custom"
     call = program.run("c", lang.gen, slo={"ttft_ms": 40000}, backend=backend)
-    assert call.get_meta_info("answer")["slo"]["class"] == "default"
+    assert call.get_meta_info("answer")["slo"]["class"] == "custom"
     assert call.get_meta_info("end")["slo"]["class"] == "chat"
     stream = program.run("d", lang.gen, slo={"ttft_ms": 40000}, backend=backend, stream=True)
     assert "".join(stream.text_iter()).startswith("Q: d")
