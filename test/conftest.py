@@ -184,6 +184,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     fixtures they share, except where each makes all that it needs.
     """
     for item in items:
+        if "campaign" in item.path.parts and not os.environ.get("SGLANG_SLO_CAMPAIGN"):
+            item.add_marker(
+                pytest.mark.skip(reason="SGLANG_SLO_CAMPAIGN=1 runs the campaign's own tests: minutes")
+            )
         if "server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("shared server"))
         elif item.get_closest_marker("alone") is None:
