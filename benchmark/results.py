@@ -1,4 +1,4 @@
-"""Makes benchmark/RESULTS.md and its plots from runs of the twin.
+"""Makes benchmark/GRID.md and its plots from runs of the twin.
 
     python benchmark/results.py --data FOLDER_WITH_TRACES            # all of it: hours on a small machine
     python benchmark/results.py --workloads mix --pieces attainment  # one piece; the others stay as they are
@@ -126,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, WorkloadError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 2
-    (args.folder / "RESULTS.md").write_text(page(args.folder))
-    print(f"wrote {args.folder / 'RESULTS.md'}")
+    (args.folder / "GRID.md").write_text(page(args.folder))
+    print(f"wrote {args.folder / 'GRID.md'}")
     return 0
 
 

@@ -9,11 +9,12 @@ import pytest
 import real_scheduler as real
 from test_preempt import BOLD, COUNT, MANY, requests
 
+from sglang_slo.core.plan import IterationPlan, Planner
 from sglang_slo.runtime import batches
 from sglang_slo.runtime.admission import PlannedAdder
 from sglang_slo.runtime.applier import Applier
 from sglang_slo.runtime.preempt import Preemptor
-from sglang_slo.runtime.scheduler import SloScheduler
+from sglang_slo.runtime.scheduler import MOST_IDLE_PLANS, SloScheduler
 from sglang_slo.runtime.swap_line import SwapLine
 
 SMALL = ["--max-total-tokens", "400", *BOLD, *MANY, "--slo-host-kv-gb", "0.002"]
@@ -69,6 +70,25 @@ def expected(folder: Path) -> dict[str, list[int]]:
     return real.run(
         real.all_at_once(requests()), COUNT, ["--max-total-tokens", "20000"], folder, False
     ).tokens
+
+
+def test_plans_that_give_an_idle_device_nothing_to_do_are_not_followed_for_long(
+    folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Planner, "plan", lambda self, view: IterationPlan())
+    iterations: list[int] = []
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        iterations.append(iteration)
+        return requests() if iteration == 1 else []
+
+    run = real.run(script, COUNT, ["--max-total-tokens", "20000"], folder)
+    assert run.tokens == expected
+    assert (
+        0
+        < run.scheduler.slo_observer.snapshot(0.0)["fallbacks"]["count"]
+        < len(iterations) / MOST_IDLE_PLANS + 1
+    )
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -61,7 +61,12 @@ LENGTHS_EVERY = 16  # iterations without arrivals between looks at the load and 
 EVERYONE_DECODES = IterationPlan()  # the plan of an iteration in which there is nothing to decide
 MOST_ENDED = 1024  # measured ends of iterations that wait for a tick
 STAY_SHARE = 0.1  # of the time that an overdue request waited, it is left alone once it is in
+MOST_IDLE_PLANS = 8  # in a row that give an idle device nothing to do while somebody waits
 SWEEP_EVERY = 256  # iterations between looks for requests that left on a path of SGLang's own
+
+
+class IdlePlanError(RuntimeError):
+    """Plan after plan leaves the device idle though somebody waits."""
 
 
 class SloScheduler(stock.Scheduler):
@@ -101,6 +106,7 @@ class SloScheduler(stock.Scheduler):
         self.slo_plan: IterationPlan | None = None
         self.slo_running: ScheduleBatch = self.running_batch  # as it is at this moment of planning
         self.slo_step: NextBatchPlan | None = None  # what this planning has built
+        self._idle_plans = 0
         self.slo_split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
         rank0 = self.ps.attn_tp_rank == 0
         dp_rank = self.ps.dp_rank if self.server_args.dp_size > 1 else None
@@ -289,12 +295,19 @@ class SloScheduler(stock.Scheduler):
         self._settle()
         if self.slo_split is not None:
             step = NextBatchPlan(batch_to_run=self.slo_split, running_batch=step.running_batch)
+        self._watch(step, last_batch)
         with self._noting("an iteration"):
             if self.slo_plan is not None:
                 self._plan_log.add(self.forward_ct, self.slo_tick.now_s, self.slo_plan)
             if self.forward_ct % SWEEP_EVERY == 0:
                 self._sweep(step)
         return step
+
+    def _watch(self, step: NextBatchPlan, last_batch: ScheduleBatch | None) -> None:
+        """Count plannings in a row that leave an idle device idle while somebody waits (`get_new_batch_prefill` reads it)."""
+        idle = step.batch_to_run is None and last_batch is None and not getattr(self, "result_queue", ())
+        somebody = self.waiting_queue or self.chunked_req is not None or not step.running_batch.is_empty()
+        self._idle_plans = self._idle_plans + 1 if idle and somebody else 0
 
     def _settle(self) -> None:
         """This iteration's victims wait for prefill from now on."""
@@ -356,6 +369,9 @@ class SloScheduler(stock.Scheduler):
             return super().get_new_batch_prefill(running_batch)
         self.slo_running, self.slo_step = running_batch, None
         try:
+            if self._idle_plans >= MOST_IDLE_PLANS:
+                self._idle_plans = 0
+                raise IdlePlanError(f"{len(self.waiting_queue)} requests wait, and nothing runs")
             return self._planned_step(running_batch)
         except Exception as error:
             self._fall_back(error)
