@@ -2,7 +2,9 @@
 
 Runs on the rank whose tick is broadcast; the others get the result in the tick, so all plan with the same
 model. The fit starts from the profile each time, never from the last fit: what traffic never shows stays as
-profiled, and errors cannot build up. A refit that changes next to nothing is not put into force.
+profiled, but for how much faster or slower the device is in all, and errors cannot build up. A refit that changes
+next to nothing is not put into force. One that finds the device faster than thought lets budgets grow by
+`MOST_GROWTH` at a time: what a batch larger than any so far takes, the samples do not say yet.
 
 Budgets are planned with a high quantile of measured/predicted, one for iterations with prefill and one for
 decodes alone. Its level trades gaps for first tokens: a lower one misses the gaps of noisy iterations, a higher
@@ -18,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sglang_slo.core.fit import fit, margins, predict_s
-from sglang_slo.core.latency import LatencyModel
-from sglang_slo.core.samples import SampleWindow
+from sglang_slo.core.latency import Coefficients, LatencyModel
+from sglang_slo.core.samples import Samples, SampleWindow
 from sglang_slo.runtime.iteration_log import IterationLog
 
 if TYPE_CHECKING:
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIRST_REFIT = 32  # iterations
+FIRST_REFIT = 8  # iterations: a profile of another model costs every gap until then
 REFIT_EVERY = 256  # iterations, once there have been as many; before, with every doubling
 AFTER_FAILURE = 16_384  # iterations until the next try
 LEVEL = 0.995  # the quantile of measured/predicted that budgets are planned with
 IDLE_WEIGHT = 0.1  # of an iteration that found the device idle: its time includes the scheduler's own
+MOST_GROWTH = (
+    1.25  # of the time that a refit may take off the safe prediction of any sample, at once, as a factor
+)
 LEAST_CHANGE = 0.01  # of predictions or of the margin, relative, for a refit to come into force
 LONGEST_S = 60.0  # what takes longer was no iteration (a suspended process)
 
@@ -77,10 +82,11 @@ class OnlineFit:
         recent = self.window.recent()
         if len(recent) < FIRST_REFIT:
             return None
-        coefficients = fit(self.window.diverse(), self.start.coefficients)
-        predicted, before = predict_s(coefficients, recent), predict_s(self.model.coefficients, recent)
-        extend, decode = margins(recent, predicted, LEVEL)
+        diverse = self.window.diverse()
         self.drift = float(np.median(recent.seconds / predict_s(self.start.coefficients, recent)))
+        coefficients = fit(diverse, self.start.scaled(self.drift).coefficients)
+        predicted, before = predict_s(coefficients, recent), predict_s(self.model.coefficients, recent)
+        extend, decode = self._gently(diverse, coefficients, *margins(recent, predicted, LEVEL))
         change = float(np.mean(np.abs(predicted / before - 1)))
         wider = (abs(extend / self.model.margin_extend - 1), abs(decode / self.model.margin_decode - 1))
         if max(change, *wider) < LEAST_CHANGE:
@@ -90,6 +96,22 @@ class OnlineFit:
             self.model, coefficients=coefficients, margin_extend=extend, margin_decode=decode
         )
         return self.model
+
+    def _gently(
+        self, samples: Samples, coefficients: Coefficients, extend: float, decode: float
+    ) -> tuple[float, float]:
+        """The margins, widened until no sample's safe prediction falls by more than `MOST_GROWTH`; then soon again."""
+        faster = predict_s(self.model.coefficients, samples) / predict_s(coefficients, samples)
+        least = [
+            margin * float(faster[kind].max(initial=0.0)) / MOST_GROWTH
+            for margin, kind in (
+                (self.model.margin_extend, samples.extend),
+                (self.model.margin_decode, ~samples.extend),
+            )
+        ]
+        if least[0] > extend or least[1] > decode:
+            self._next = self.window.added + FIRST_REFIT
+        return max(extend, least[0]), max(decode, least[1])
 
     def metrics(self) -> dict[str, float]:
         """What is shown of the model: coefficients (s), the margins in force, drift, samples and refits.
