@@ -9,6 +9,7 @@ ledger and plan).
     python benchmark/scheduler_cpu.py --workload mix-generated --runs 5
     python benchmark/scheduler_cpu.py --stock "--enable-mixed-chunk --chunked-prefill-size 512"
     python benchmark/scheduler_cpu.py --profile ours     # where the time goes
+    python benchmark/scheduler_cpu.py --fit python/sglang_slo/twin/data/planning.json   # what the twin charges
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from unittest import mock
 
 import numpy as np
 import zmq
+from scipy.optimize import nnls
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 from sglang_slo.estimator.trainer import InlineTrainer
@@ -48,6 +50,11 @@ TWINS_OWN = (
     (Recorder, "tokens_out"),
     (InlineTrainer, "start"),  # a server trains in a child process
 )
+
+
+# What a workload holds of each request: always, and where its trace has it.
+PER_REQUEST = ("class_id", "arrival_s", "input_tokens", "output_tokens", "blocks")
+PER_REQUEST += ("callers", "texts", "declared_tokens", "features")
 
 
 class Meter:
@@ -81,9 +88,9 @@ class Meter:
 
             def _make_plan(self, running_batch: Any) -> Any:
                 sizes = len(running_batch.reqs), len(self.waiting_queue)  # type: ignore[attr-defined]
-                began = time.perf_counter()
+                began = time.thread_time()  # the machine may be busy with other work
                 plan = super()._make_plan(running_batch)  # type: ignore[misc]
-                meter.plan_s.append((*sizes, time.perf_counter() - began))
+                meter.plan_s.append((*sizes, time.thread_time() - began))
                 return plan
 
         return Timed
@@ -143,8 +150,8 @@ def measure(workload: Workload, scheduler: str, argv: list[str]) -> dict[str, fl
     }
 
 
-def crowd(running: int, waiting: int) -> Workload:
-    """A burst of requests: `running` short ones that write for long, then everyone else."""
+def crowd(running: int, waiting: int, kv_short: bool = False) -> Workload:
+    """A burst of requests: `running` short ones that write for long, then everyone else, for whom KV may be short."""
     base = load_workload("mix-generated", max_requests=8)
     n = running + waiting
     first = np.arange(n) < running
@@ -156,7 +163,8 @@ def crowd(running: int, waiting: int) -> Workload:
         input_tokens=np.where(first, 64, 512 + np.arange(n) % 1024),
         output_tokens=np.where(first, 400, 16),
         blocks=[None] * n,
-        profile=replace(base.profile, kv_capacity_tokens=1 << 20),
+        **{name: None for name in PER_REQUEST[5:]},
+        profile=replace(base.profile, kv_capacity_tokens=running * 250 if kv_short else 1 << 20),
     )
 
 
@@ -164,7 +172,9 @@ class EnoughSeen(BaseException):
     """Ends a run whose figures are complete."""
 
 
-def planning(running: int, waiting: int, samples: int, argv: list[str]) -> list[float]:
+def planning(
+    running: int, waiting: int, samples: int, argv: list[str], kv_short: bool = False
+) -> list[float]:
     """Milliseconds of planning with at least so many running and waiting, `samples` of them."""
     meter = Meter()
     base = meter.watcher()
@@ -181,8 +191,29 @@ def planning(running: int, waiting: int, samples: int, argv: list[str]) -> list[
             return plan
 
     with contextlib.suppress(EnoughSeen):
-        driver.run(crowd(running + 64, waiting + 512), "slo", argv, watcher=Counted)
+        driver.run(crowd(running + 64, waiting + 512, kv_short), "slo", argv, watcher=Counted)
     return found
+
+
+def planning_cost(running: int, waiting: int, argv: list[str]) -> dict[str, float]:
+    """Seconds of one planning, fitted to its size: `PlanningCost`'s numbers, and the median relative error.
+
+    Robust to what a busy machine adds: a sample counts by its relative error, and the least absolute ones win.
+    """
+    rows: list[tuple[float, float, float, float]] = []
+    for kv_short in (False, True):
+        meter = Meter()
+        driver.run(crowd(running, waiting, kv_short), "slo", argv, watcher=meter.watcher())
+        rows += [(runs, waits, float(kv_short and waits > 0), s) for runs, waits, s in meter.plan_s if runs]
+    sizes, seconds = np.array(rows)[:, :3], np.array(rows)[:, 3]
+    design = np.column_stack((np.ones(len(rows)), sizes))
+    weight = 1 / seconds
+    for _ in range(20):
+        found, _ = nnls(design * weight[:, None], seconds * weight)
+        error = np.abs(design @ found / seconds - 1)
+        weight = 1 / seconds / np.sqrt(np.maximum(error, 0.01))
+    names = ("base_s", "running_s", "waiting_s", "kv_short_s")
+    return {**dict(zip(names, found.tolist(), strict=True)), "median_error": float(np.median(error))}
 
 
 def spread(values: list[float]) -> str:
@@ -212,8 +243,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def replace_size(workload: Workload, n: int) -> Workload:
     """The first `n` requests."""
-    names = ("class_id", "arrival_s", "input_tokens", "output_tokens", "blocks")
-    return replace(workload, **{name: getattr(workload, name)[:n] for name in names})
+    kept = {name: getattr(workload, name) for name in PER_REQUEST}
+    return replace(workload, **{name: each[:n] for name, each in kept.items() if each is not None})
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -244,6 +275,9 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=100, help="plannings to time; 0: none")
     parser.add_argument("--profile", choices=("ours", "stock"), help="print where the time goes, and end")
+    parser.add_argument(
+        "--fit", type=Path, help="fit what planning costs to its size, write it here, and end"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--stock", default="", help="flags of stock, in one word (default: none)")
     args, args.flags = parser.parse_known_args()
@@ -251,13 +285,18 @@ def main() -> None:
     if args.profile:
         profile(args)
         return
+    if args.fit:
+        cost = planning_cost(args.running, args.waiting, args.flags)
+        args.fit.write_text(json.dumps(cost, indent=1) + "\n")
+        print(json.dumps(cost))
+        return
     figures = compare(args) if args.runs else {}
     if figures:
         print(f"CPU time per iteration, ours over stock: {spread(figures['ratio'])}, {args.runs} pairs")
-    if args.samples:
-        times = planning(args.running, args.waiting, args.samples, args.flags)
-        figures["planning_ms"] = times
-        sizes = f"{args.running} running and {args.waiting} waiting"
+    for kv_short in (False, True) if args.samples else ():
+        times = planning(args.running, args.waiting, args.samples, args.flags, kv_short)
+        figures["planning_kv_short_ms" if kv_short else "planning_ms"] = times
+        sizes = f"{args.running} running and {args.waiting} waiting" + ", KV short" * kv_short
         print(f"planning with {sizes}, ms: {spread(times) if times else 'never seen'}, {len(times)} samples")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))

@@ -70,11 +70,13 @@ class RecentLimits:
         self._limits: deque[tuple[float, float]] = deque(maxlen=MOST_LIMITS)  # (arrival, limit), s
 
     def arrived(self, now_s: float, ttft_s: float) -> None:
-        """Note the limit of one that has just come."""
+        """Note the limit of one that has just come; those before it that are no tighter will not be asked for again."""
+        while self._limits and self._limits[-1][1] >= ttft_s:
+            self._limits.pop()
         self._limits.append((now_s, ttft_s))
 
     def tightest_s(self, now_s: float) -> float:
         """The tightest recent limit, s; inf: there was none."""
         while self._limits and self._limits[0][0] < now_s - LIMIT_MEMORY_S:
             self._limits.popleft()
-        return min((limit for _, limit in self._limits), default=math.inf)
+        return self._limits[0][1] if self._limits else math.inf

@@ -44,24 +44,35 @@ def feasible_set(
     late = end_s > deadline_s[candidates]
     if not late.any():
         return keep
-    # before the first late job nothing is dropped yet, but its jobs may be dropped later on
     window = candidates[:MOORE_WINDOW]
-    works, deadlines = work_s[window].tolist(), deadline_s[window].tolist()
-    ranks = [0] * len(window) if importance is None else importance[window].tolist()
+    ranks = None if importance is None else importance[window].tolist()
+    dropped = _dropped(deadline_s[window].tolist(), work_s[window].tolist(), start_s, ranks)
+    keep[window[dropped]] = False
+    return keep
+
+
+def _dropped(
+    deadlines: list[float], works: list[float], start_s: float, ranks: list[int] | None
+) -> list[int]:
+    """Positions that Moore's rule drops, with the least important of `ranks` first where there are any."""
     kept: list[tuple[int, float, int]] = []  # heap: the least important first, of these the largest
     t = start_s
     dropped: list[int] = []
-    for i, (rank, work, deadline) in enumerate(zip(ranks, works, deadlines, strict=True)):
-        heapq.heappush(kept, (rank, -work, -i))
+    for i, (work, deadline) in enumerate(zip(works, deadlines, strict=True)):
+        job = (0 if ranks is None else ranks[i], -work, -i)
         t += work
-        while (
-            t > deadline
-        ):  # once, where all are equally important: the largest is at least as large as this one
+        if t <= deadline:
+            heapq.heappush(kept, job)
+            continue
+        # Where all are equally important one is enough: the largest is at least as large as this one.
+        _, minus_work, minus_i = heapq.heappushpop(kept, job)
+        t += minus_work
+        dropped.append(-minus_i)
+        while t > deadline:
             _, minus_work, minus_i = heapq.heappop(kept)
             t += minus_work
             dropped.append(-minus_i)
-    keep[window[dropped]] = False
-    return keep
+    return dropped
 
 
 def critical(table: RequestTable, row: int, model: LatencyModel, start_s: float) -> bool:

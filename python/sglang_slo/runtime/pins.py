@@ -32,24 +32,34 @@ class Pins:
         self._cache, self._table, self._most = tree_cache, table, most_tokens
         self._look_up = look_up
         self._nodes: dict[int, tuple[Any, int]] = {}  # row -> (node, tokens that it alone keeps)
+        self._uncached: set[int] = set()  # rows that were looked up to no avail
         self.tokens = 0
 
     def keep(self, reqs: list[Req]) -> None:
-        """Pin the prefixes of `reqs`, nearest first, and let go of all others."""
+        """Pin the prefixes of `reqs`, nearest first, and let go of all others.
+
+        One with nothing cached is not looked up again, but when `prefixes` says that there may be something now.
+        """
         rows = {req.slo_row for req in reqs}
         for row in [row for row in self._nodes if row not in rows]:
             self.release(row)
+        self._uncached &= rows
         for req in reqs:
-            if req.slo_row not in self._nodes:
+            row = req.slo_row
+            if row in self._nodes:
+                continue
+            if row not in self._uncached:
                 self._look_up(req)
-                self._pin(req)
+            if self._table.history_tokens[row] == 0:
+                self._uncached.add(row)
+                continue
+            self._uncached.discard(row)
+            self._pin(req)
 
     def _pin(self, req: Req) -> None:
         node, row = req.last_node, req.slo_row
         if not self._cache.is_tree_cache():
             return
-        if self._table.history_tokens[row] == 0:
-            return  # there may be something later on (`prefixes`)
         # evictable tokens before and after tell what this pin alone keeps
         before = self._cache.evictable_size()
         self._cache.inc_lock_ref(node)
