@@ -68,7 +68,7 @@ paths = st.one_of(st.none(), st.lists(st.integers(0, 1), min_size=2, max_size=2)
     st.lists(st.tuples(requests, paths), min_size=1, max_size=3),
     devices,
     st.integers(4, 20),
-    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from([None, "paced", 1, 2, 3]),
     small,
     small,
 )
@@ -76,13 +76,14 @@ def test_no_schedule_of_a_tiny_workload_exceeds_the_bound(
     rows: list[tuple[tuple[float, int, int, float, float], tuple[int, ...] | None]],
     device: Coefficients,
     capacity: int,
-    gaps_per_exception: int | None,
+    rule: int | str | None,
     before_s: float,
     after_s: float,
 ) -> None:
     rows.sort(key=lambda row: row[0])
-    jobs = make_jobs([r for r, _ in rows], device, capacity, [p for _, p in rows], gaps_per_exception)
-    jobs = replace(jobs, before_s=before_s, after_s=after_s)
+    exceptions = None if rule == "paced" else rule
+    jobs = make_jobs([r for r, _ in rows], device, capacity, [p for _, p in rows], exceptions)
+    jobs = replace(jobs, paced=rule == "paced", before_s=before_s, after_s=after_s)
     assert best_attained(jobs) <= most_attained(jobs).attained
 
 
@@ -172,7 +173,7 @@ def test_the_rule_that_judges_every_gap_is_never_above_the_other(name: str) -> N
 
 
 def test_an_unknown_rule_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="rule: need one of every, p99"):
+    with pytest.raises(ValueError, match="rule: need one of every, paced, p99"):
         jobs_of(load_workload("mix-generated", max_requests=5), "median")
 
 

@@ -23,6 +23,7 @@ class _Request:
 
     tokens: int = 0
     last_s: float = 0.0
+    first_s: float = 0.0
     spent: int = 0
     lost: bool = False
 
@@ -167,8 +168,9 @@ class _Search:
         out, slo = now_s + self.jobs.after_s, self.jobs.limits[i]
         if not request.tokens:
             lost = out > self.jobs.arrival_s[i] + slo.ttft_s + 1e-9
-            return replace(request, tokens=1, last_s=out, lost=request.lost or lost)
-        spent = request.spent + (out - request.last_s > slo.tbt_s + 1e-9)
+            return replace(request, tokens=1, last_s=out, first_s=out, lost=request.lost or lost)
+        due = request.first_s + request.tokens * slo.tbt_s if self.jobs.paced else request.last_s + slo.tbt_s
+        spent = request.spent + (out > due + 1e-9)
         lost = request.lost or spent > self.jobs.exceptions(i)
         return replace(request, tokens=request.tokens + 1, last_s=out, spent=spent, lost=lost)
 

@@ -13,6 +13,9 @@ There are as many such rows as intervals and mixes; only those that the current 
 worst first. With any subset of the rows the optimum is still an upper bound, so stopping early costs
 tightness, not validity.
 
+KV is in it: an interval has M (e - s) of it, and w_r counts what r must hold while its passes run. A measured device
+is taken at its floor (`devices.floor`).
+
 What it leaves out, always on the safe side: that a pass is no longer than the tightest gap limit in it (hence
 its fixed cost), cache evictions, and the wish to know the future. Noise of iteration times is left out too:
 of a workload with `noise_sigma` it bounds the device without noise.
@@ -27,17 +30,17 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sglang_slo.twin.devices.floor import floor
 from sglang_slo.twin.least_work import Jobs
-from sglang_slo.twin.profiles import cpu_times_s
 from sglang_slo.twin.relaxation import most_attained
 from sglang_slo.twin.workload import BLOCK_TOKENS, Workload, load_workload
 
-RULES = ("every", "p99")
+RULES = {"every": "every gap", "paced": "a reader's pace", "p99": "the 99th percentile gap"}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The result. `rule`: "every" as `tbt_ms` is meant by default, "p99" where one gap in a hundred may be longer."""
+    """The result. `rule`: what is meant by `tbt_ms`, one of `RULES`."""
 
     workload: str
     profile: str
@@ -58,9 +61,8 @@ class Bound:
 
     def sentence(self) -> str:
         """The same for people."""
-        judged = "its 99th percentile gap" if self.rule == "p99" else "every gap"
         return (
-            f"{self.workload} at load {self.load:g}, {judged} judged: no scheduler attains more than "
+            f"{self.workload} at load {self.load:g}, {RULES[self.rule]} judged: no scheduler attains more than "
             f"{self.attainment:.3f} of {self.requests} requests ({self.hopeless} could not even alone; "
             f"{self.rows} constraints, {self.wall_s:.1f} s)"
         )
@@ -72,7 +74,7 @@ def jobs_of(workload: Workload, rule: str = "every") -> Jobs:
     """
     if rule not in RULES:
         raise ValueError(f"rule: need one of {', '.join(RULES)}, got {rule!r}")
-    before_s, after_s = cpu_times_s(workload.profile)
+    before_s, after_s = workload.on.cpu_times_s
     return Jobs(
         arrival_s=workload.arrival_s,
         input_tokens=workload.input_tokens,
@@ -80,11 +82,12 @@ def jobs_of(workload: Workload, rule: str = "every") -> Jobs:
         limits=[workload.limits[c] for c in workload.class_id.tolist()],
         blocks=workload.blocks,
         block_tokens=BLOCK_TOKENS,
-        device=workload.profile.coefficients,
-        kv_capacity_tokens=workload.profile.kv_capacity_tokens,
+        device=floor(workload.on),
+        kv_capacity_tokens=workload.on.kv_capacity_tokens,
         before_s=before_s,
         after_s=after_s,
         gaps_per_exception=100 if rule == "p99" else None,
+        paced=rule == "paced",
     )
 
 
@@ -119,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="measured kernels or a profile, instead of the workload's")
     parser.add_argument("--seed", type=int, help="instead of the workload's")
     parser.add_argument("--max-requests", type=int, help="instead of the workload's")
-    parser.add_argument("--rule", choices=RULES, help="which gaps count (default: both)")
+    parser.add_argument("--rule", choices=list(RULES), help="how gaps count (default: each way)")
     parser.add_argument("--json", action="store_true", help="one line per rule")
 
 

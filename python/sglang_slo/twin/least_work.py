@@ -4,24 +4,25 @@ Every figure here is a lower bound over all schedulers: prompt tokens that any o
 in the prefix cache are charged once for all of them, KV may be moved away between two tokens at no cost, and
 batches are as full as the KV cache allows. `bound.py` adds these figures up over intervals of time.
 
-Derivation. A pass of mode m (e: extend, d: decode) with prefill compute P, n decode tokens and contexts of C
-tokens in all, U of them not shared with anyone, takes T = t0_m + c_req R + max(P + c_tok n, w + c_kv C) with R
-its requests. For any mix 0 <= a_m <= 1, c_req R aside,
+Derivation. A pass of mode m (e: extend, d: decode) with N tokens through the layers, Q query-context products
+of prefill, contexts of C tokens in all, U of them not shared with anyone, takes (`core.latency`)
+T = t0_m + c_req R + max(c_tok N, w) + c_attn Q + c_kv C with R its requests. For any mix 0 <= a_m <= 1
 
-    T >= t0_m + a_m (P + c_tok n) + (1 - a_m) (w + c_kv C)           a maximum is at least any weighted mean
-      =  a_m (P + c_tok n) + (1 - a_m) c_kv C + F_m                  F_m = t0_m + (1 - a_m) w, the fixed part
-      >= a_m (P + c_tok n) + (1 - a_m) c_kv C + F_m U / M            U <= M, the KV capacity
+    T >= t0_m + c_req R + a_m c_tok N + (1 - a_m) w + c_attn Q + c_kv C     a maximum is at least any weighted mean
+      =  c_req R + a_m c_tok N + c_attn Q + c_kv C + F_m                    F_m = t0_m + (1 - a_m) w, the fixed part
+      >= c_req R + a_m c_tok N + c_attn Q + c_kv C + F_m U / M              U <= M, the KV capacity
 
-which is a sum over the requests in the pass, as c_req R is. So a prompt costs at least c_req + a_e P, and a
-decode token of context u (u' of it its own) at least c_req + min over m of a_m c_tok + (1 - a_m) c_kv u
-+ F_m u' / M, whatever it is batched with. Each `Mix` is one choice of (a_e, a_d): with (1, 1) compute is
-counted, with (0, 0) memory traffic and KV area (tokens held x least time held), with (1, 0) prefill by compute
-and lone decodes by memory. P of a chunk of n tokens behind h is c_tok n + c_attn n (h + n/2), and its sum over
-the chunks of a prompt does not depend on the cuts.
+which is a sum over the requests in the pass. So a prompt of n tokens behind h costs at least c_req + a_e c_tok n
++ c_attn n (h + n/2) + c_kv (h + n) + F_e n' / M, however it is cut, and a decode token of context u (u' of it its
+own) at least c_req + c_kv u + min over m of a_m c_tok + F_m u' / M, whatever it is batched with. Each `Mix` is one
+choice of (a_e, a_d): with (1, 1) the layers' compute is counted, with (0, 0) their weights, spread over as many
+requests as KV has room for. The last term is the KV area: a request holds u' tokens while the pass runs, and all
+that is held in an interval is at most M times its length.
 
 Deadlines. The pass of token k (k = 0 is the first) must end by arrival + ttft + k tbt - (CPU time of handing
-the token out) if no gap of the request may be longer than tbt. By the 99th percentile floor((tokens - 1) /
-100) gaps may be of any length at all, the very first one included: then only the first token has a deadline.
+the token out) if no gap of the request may be longer than tbt, and by the same time if it reads at that pace. By
+the 99th percentile floor((tokens - 1) / 100) gaps may be of any length at all, the very first one included: then
+only the first token has a deadline.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Jobs:
     before_s: float = 0.0  # CPU time from arrival to the first launch
     after_s: float = 0.0  # CPU time from the end of a pass to its token
     gaps_per_exception: int | None = 100  # one gap in so many may be of any length; None: no gap may
+    paced: bool = False  # whether gaps may be of any length as long as each token is there when its turn comes, counted from the first
 
     def exceptions(self, i: int) -> int:
         """How many gaps of request i may be longer than its limit."""
@@ -144,8 +146,9 @@ def _run_pieces(run: SharedRun, jobs: Jobs, first: int, links: list[tuple[int, i
     It is at least the user's own and the one before, so it grows by what the deadlines up to there add.
     Whoever is the first to come may have it computed: that is the release.
     """
-    work = sum(_prefill_s(jobs.device, start, tokens) for start, tokens in run.parts)
-    device = np.array([mix.extend * work for mix in MIXES])
+    layers = sum(jobs.device.c_tok * tokens for _, tokens in run.parts)
+    attention = sum(_attention_s(jobs.device, start, tokens) for start, tokens in run.parts)
+    device = np.array([mix.extend * layers + attention for mix in MIXES])
     release = float(jobs.arrival_s[list(run.users)].min()) + jobs.before_s
     by_deadline = sorted(run.users, key=lambda i: (_due_s(jobs, i, 0), i))
     for column, i in enumerate(by_deadline, first):
@@ -163,8 +166,8 @@ def _due_s(jobs: Jobs, i: int, token: int) -> float:
     return float(jobs.arrival_s[i]) + slo.ttft_s + gaps_s - jobs.after_s
 
 
-def _prefill_s(device: Coefficients, history: int, new: int) -> float:
-    return device.c_tok * new + device.c_attn * new * (history + new / 2)
+def _attention_s(device: Coefficients, history: int, new: int) -> float:
+    return device.c_attn * new * (history + new / 2)
 
 
 class _OneRequest:
@@ -174,9 +177,11 @@ class _OneRequest:
         self.jobs, self.i = jobs, i
         self.inputs, self.outputs = int(jobs.input_tokens[i]), int(jobs.output_tokens[i])
         self.private = self.inputs - shared
-        self.prefill_s = _prefill_s(jobs.device, shared, self.private)
         self.slo = jobs.limits[i]
         device = jobs.device
+        self.attention_s = _attention_s(device, shared, self.private) + device.c_kv * self.inputs
+        self.first_s = device.t0_extend + device.c_req + self.attention_s  # the shortest pass of the whole prompt
+        self.first_s += max(device.c_tok * self.private, device.w)
         self.least_t0_s = min(device.t0_extend, device.t0_decode)
 
     def hopeless(self) -> bool:
@@ -186,12 +191,15 @@ class _OneRequest:
         apart.
         """
         d, jobs = self.jobs.device, self.jobs
-        first_s = d.t0_extend + d.c_req + max(self.prefill_s, d.w + d.c_kv * self.inputs)
-        if jobs.before_s + first_s + jobs.after_s > self.slo.ttft_s + 1e-9:
+        if jobs.before_s + self.first_s + jobs.after_s > self.slo.ttft_s + 1e-9:
             return True
         contexts = self.inputs + np.arange(1, self.outputs)
-        least_gap_s = self.least_t0_s + d.c_req + np.maximum(d.c_tok, d.w + d.c_kv * contexts)
-        broken = int((least_gap_s > self.slo.tbt_s + 1e-9).sum())
+        least_gap_s = self.least_t0_s + d.c_req + max(d.c_tok, d.w) + d.c_kv * contexts
+        if jobs.paced:
+            turns_s = self.slo.tbt_s * np.arange(1, self.outputs)
+            broken = int((np.cumsum(least_gap_s) > turns_s + 1e-9).sum())
+        else:
+            broken = int((least_gap_s > self.slo.tbt_s + 1e-9).sum())
         return broken > jobs.exceptions(self.i) or self.inputs + self.outputs - 1 > jobs.kv_capacity_tokens
 
     def pieces(self) -> Iterator[_Piece]:
@@ -200,8 +208,8 @@ class _OneRequest:
         start = float(jobs.arrival_s[self.i]) + jobs.before_s
         first = [
             d.c_req
-            + mix.extend * self.prefill_s
-            + (1 - mix.extend) * d.c_kv * self.inputs
+            + mix.extend * d.c_tok * self.private
+            + self.attention_s
             + (d.t0_extend + (1 - mix.extend) * d.w) * self.private / jobs.kv_capacity_tokens
             for mix in MIXES
         ]
@@ -211,8 +219,8 @@ class _OneRequest:
         tokens = np.arange(1, self.outputs)
         costs = np.array([self._token_s(mix, tokens) for mix in MIXES])
         # Token k is of a pass after those of the first token and of k - 1 others.
-        first_out_s = start + d.t0_extend + d.c_req + max(self.prefill_s, d.w)
-        pass_s = self.least_t0_s + d.c_req + max(d.c_tok, d.w)
+        first_out_s = start + self.first_s
+        pass_s = self.least_t0_s + d.c_req + max(d.c_tok, d.w) + d.c_kv * self.inputs
         for part in np.array_split(np.arange(len(tokens)), min(PIECES, len(tokens))):
             due = _due_s(jobs, self.i, int(tokens[part[-1]]))
             release = first_out_s + (int(tokens[part[0]]) - 1) * pass_s
@@ -225,6 +233,6 @@ class _OneRequest:
 
         def share(t0: float, a: float) -> Floats:
             fixed = t0 + (1 - a) * d.w
-            return a * d.c_tok + (1 - a) * d.c_kv * context + fixed * own / capacity
+            return a * d.c_tok + fixed * own / capacity
 
-        return d.c_req + np.minimum(share(d.t0_extend, mix.extend), share(d.t0_decode, mix.decode))
+        return d.c_req + d.c_kv * context + np.minimum(share(d.t0_extend, mix.extend), share(d.t0_decode, mix.decode))
