@@ -20,9 +20,9 @@ import numpy as np
 
 from sglang_slo.core.attainment import deliveries_of_tokens
 from sglang_slo.core.slo import GapRule, Slo
-from sglang_slo.twin.result import Iterations, RunResult, empty_requests
-from sglang_slo.twin.tokens import prompt
-from sglang_slo.twin.workload import Workload
+from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.sim.tokens import prompt
+from sglang_slo.twin.workloads.workload import Workload
 
 WARM_UP = 3  # requests before the clock starts
 SMALLEST_VOCABULARY = 500  # token ids below this exist in every model, and are no special tokens above 100

@@ -20,7 +20,7 @@ from gpu_plots import plot
 from gpu_results import Results, ResultsError
 from gpu_tables import report
 from sglang_slo.core.latency import LatencyModel, ProfileError
-from sglang_slo.twin.profiles import DATA
+from sglang_slo.twin.devices.profiles import DATA
 
 PAGE = Path(__file__).with_name("GPU.md")
 BEGIN, END = "<!-- results: written by gpu_report.py -->", "<!-- end of results -->"

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sglang_slo.runtime.demo_model import cache_dir
+from sglang_slo.cpu.demo_model import cache_dir
 from sglang_slo.twin import plot, runs
-from sglang_slo.twin.bound import RULES, bound
+from sglang_slo.twin.bound.upper_bound import RULES, bound
 from sglang_slo.twin.capacity import capacity
 from sglang_slo.twin.compare import PARTS, best_stock
 from sglang_slo.twin.predictors import PREDICTORS
-from sglang_slo.twin.report import (
+from sglang_slo.twin.result.report import (
     classes_table,
     markdown_table,
     measures_table,
@@ -36,7 +36,7 @@ from sglang_slo.twin.report import (
     what_got_worse,
     with_spread,
 )
-from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.runs import Spec, run_all, show_progress
 
 OURS, DEFAULTS = "ours", "stock defaults"

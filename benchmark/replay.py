@@ -22,9 +22,9 @@ import numpy as np
 from client import replay
 from servers import ServerError, end_cleanly, server
 from sglang_slo.twin import plot
-from sglang_slo.twin.report import share_with_spread, spread
-from sglang_slo.twin.result import RunResult
-from sglang_slo.twin.workload import Workload, WorkloadError, load_workload
+from sglang_slo.twin.result.report import share_with_spread, spread
+from sglang_slo.twin.result.run_result import RunResult
+from sglang_slo.twin.workloads.workload import Workload, WorkloadError, load_workload
 
 NAMES = {"stock": "stock SGLang", "slo": "ours"}
 

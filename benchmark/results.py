@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pieces import PIECES, SCENES, Scene, Setup
-from sglang_slo.twin.workload import WorkloadError
+from sglang_slo.twin.workloads.workload import WorkloadError
 
 FOLDER = Path(__file__).parent
 SEEDS = "7,8,9"
@@ -42,8 +42,8 @@ classes in virtual time on **modelled** latency profiles of the devices named, n
 share of requests with both limits kept (time to first token, 99th percentile gap). Every figure is the mean over
 the seeds with its range. Best stock: the best of SGLang's own settings (fcfs, lpm, priority; mixed chunks on or off;
 chunk 256 to 8192; conservativeness 0.3 and 1.0), searched for each workload and load. Upper bound: what no scheduler
-can exceed (`python -m sglang_slo.twin bound`, derivation in `twin/bound.py`); by the 99th percentile rule a request of
-over 100 tokens may pause once for as long as it likes, so beside it stands the bound for schedulers that never let
+can exceed (`python -m sglang_slo.twin bound`, derived in `twin/bound/upper_bound.py`); by the 99th percentile rule a
+request of over 100 tokens may pause once for as long as it likes, so beside it stands the bound for schedulers that never let
 any gap pass its limit.
 """
 

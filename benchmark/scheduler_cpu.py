@@ -36,11 +36,11 @@ from scipy.optimize import nnls
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 from sglang_slo.estimator.trainer import InlineTrainer
-from sglang_slo.twin import driver, virtual
-from sglang_slo.twin.feeder import Feeder
-from sglang_slo.twin.recorder import Recorder
-from sglang_slo.twin.worker import TwinWorker
-from sglang_slo.twin.workload import Workload, load_workload
+from sglang_slo.twin.sim import driver, virtual
+from sglang_slo.twin.sim.feeder import Feeder
+from sglang_slo.twin.sim.recorder import Recorder
+from sglang_slo.twin.sim.worker import TwinWorker
+from sglang_slo.twin.workloads.workload import Workload, load_workload
 
 # What a real server does elsewhere, or not at all.
 TWINS_OWN = (
@@ -163,7 +163,7 @@ def crowd(running: int, waiting: int, kv_short: bool = False) -> Workload:
         input_tokens=np.where(first, 64, 512 + np.arange(n) % 1024),
         output_tokens=np.where(first, 400, 16),
         blocks=[None] * n,
-        **{name: None for name in PER_REQUEST[5:]},
+        **dict.fromkeys(PER_REQUEST[5:]),
         profile=replace(base.profile, kv_capacity_tokens=running * 250 if kv_short else 1 << 20),
     )
 

@@ -61,7 +61,7 @@ def with_model(flags: list[str]) -> list[str]:
     """The flags, with the demo model where none is named: stock has no default of its own."""
     if any(flag.split("=")[0] in ("--model-path", "--model") for flag in flags):
         return flags
-    from sglang_slo.runtime.demo_model import demo_model_path
+    from sglang_slo.cpu.demo_model import demo_model_path
 
     extra = ["--model-path", str(demo_model_path()), "--dtype", "float32"]
     if "--max-total-tokens" not in flags:

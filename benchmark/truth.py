@@ -36,10 +36,10 @@ from servers import ServerError, end_cleanly, server
 from sglang_slo.core.latency import ProfileError
 from sglang_slo.measuring import MEASURE_ENV, describe
 from sglang_slo.profile import of_running
-from sglang_slo.runtime.iteration_log import ENV as ITERATION_LOG
-from sglang_slo.twin.result import RunResult
+from sglang_slo.runtime.latency.iteration_log import ENV as ITERATION_LOG
+from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.runs import Spec, run_all
-from sglang_slo.twin.workload import WorkloadError, load_workload
+from sglang_slo.twin.workloads.workload import WorkloadError, load_workload
 
 TOLERANCE = 0.15
 WORKLOAD = Path(__file__).parent / "workloads" / "truth.yaml"

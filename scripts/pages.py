@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
 
 def pages() -> dict[str, str]:
     """Each page's name and text."""
-    from sglang_slo.runtime import flags
+    from sglang_slo.runtime.scheduler import flags
 
     modes = "# SGLang's flags and modes\n\n" + NOTE + "\n\n" + MODES + "\n" + flags.markdown()
     return {"flags.md": _flags(), "metrics.md": _metrics(), "modes.md": modes}

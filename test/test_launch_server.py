@@ -20,7 +20,7 @@ OMP = "SGLANG_CPU_OMP_THREADS_BIND"
 @pytest.fixture(autouse=True)
 def a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_SLO_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("sglang_slo.runtime.demo_model.demo_model_path", lambda: tmp_path / "demo")
+    monkeypatch.setattr("sglang_slo.cpu.demo_model.demo_model_path", lambda: tmp_path / "demo")
 
 
 def test_our_flags_are_taken_and_sglangs_are_passed_on() -> None:
@@ -81,7 +81,7 @@ def test_on_a_cpu_the_ranks_share_the_cores(
 
 
 def test_contradicting_flags_end_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang_slo.runtime.flags.refusals", lambda args, config: ["--x: because"])
+    monkeypatch.setattr("sglang_slo.runtime.scheduler.flags.refusals", lambda args, config: ["--x: because"])
     with pytest.raises(SystemExit, match="--x: because"):
         launch_server.say_how_it_runs(None, launch_server.SloConfig(), set())
 
@@ -89,7 +89,7 @@ def test_contradicting_flags_end_before_anything_starts(monkeypatch: pytest.Monk
 def test_the_front_door_does_not_claim_what_only_a_built_scheduler_knows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sglang_slo.runtime.flags.refusals", lambda args, config: [])
+    monkeypatch.setattr("sglang_slo.runtime.scheduler.flags.refusals", lambda args, config: [])
     monkeypatch.setattr("sglang_slo.attention.attention_line", lambda args, given: "attention")
     args = SimpleNamespace(enable_metrics=False, host="127.0.0.1", port=30000)
     launch_server.say_how_it_runs(args, launch_server.SloConfig(), set())

@@ -23,8 +23,8 @@ from campaign.faults import Fault, Off, Target
 from campaign.wires import Wires
 from campaign.world import World, features, prompt
 from invariants import BrokenError, alive, check_nothing_left
-from sglang_slo.twin.feeder import Feeder
-from sglang_slo.twin.recorder import request_id, request_number
+from sglang_slo.twin.sim.feeder import Feeder
+from sglang_slo.twin.sim.recorder import request_id, request_number
 
 IDLE_S = 1.0  # of virtual time that somebody may wait before an idle device
 STEP_S = 2e-3

@@ -130,7 +130,7 @@ def campaign(order: Order, say: Say) -> Findings:
     """All three parts."""
     began = time.process_time()
     wires, findings = Wires(), Findings(order.seed)
-    import sglang_slo.runtime.scheduler  # noqa: F401 - so that its modules are there to be walked
+    import sglang_slo.runtime.scheduler.scheduler  # noqa: F401 - so that its modules are there to be walked
 
     with wires.strung():
         named = [Wire(name, False) for name in order.wires]

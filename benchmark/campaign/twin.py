@@ -16,7 +16,7 @@ from campaign.script import HANG_S, Script, ScriptedFeeder, Tally
 from campaign.wires import Wires
 from campaign.world import VOCAB, World
 from invariants import BrokenError, Watched
-from sglang_slo.twin import driver, tokens, virtual, worker  # first: it fixes the platform
+from sglang_slo.twin.sim import driver, tokens, virtual, worker  # first: it fixes the platform
 
 
 class Hung(BaseException):

@@ -22,7 +22,7 @@ PACKAGE = "sglang_slo"
 LEFT_ALONE = ("twin", "clock", "config", "launch_server", "cli", "profile", "lang", "server")
 HARNESS = ("campaign", "benchmark.campaign", f"{PACKAGE}.twin", "invariants", "__main__", "test_")
 LOOKS = 200  # calls of a function that are looked at, until one is an entry
-SCHEDULER = f"{PACKAGE}.runtime.scheduler"
+SCHEDULER = f"{PACKAGE}.runtime.scheduler.scheduler"
 
 
 class InjectedError(RuntimeError):

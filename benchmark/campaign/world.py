@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from sglang_slo.core.slo import Slo
-from sglang_slo.twin.profiles import load_profile
-from sglang_slo.twin.workload import Workload
+from sglang_slo.twin.devices.profiles import load_profile
+from sglang_slo.twin.workloads.workload import Workload
 
 VOCAB = 4096  # penalties keep a float per request and word
 LIMITS = {

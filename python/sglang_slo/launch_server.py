@@ -2,7 +2,7 @@
 
 Takes every flag of `sglang.launch_server` and the `--slo-*` flags. Without `--model-path` it serves the
 embedded demo model. It only prepares settings and environment; SGLang itself starts the server, and lets
-our scheduler and our HTTP layer in through its plugin hooks (runtime/plugin.py).
+our scheduler and our HTTP layer in through its plugin hooks (plugin.py).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def given_flags(argv: Sequence[str]) -> set[str]:
 
 def demo_flags(given: set[str]) -> list[str]:
     """Flags that serve the demo model, and a plain notice of it. `given`: flags to leave alone."""
-    from sglang_slo.runtime.demo_model import demo_model_path
+    from sglang_slo.cpu.demo_model import demo_model_path
 
     path = str(demo_model_path())
     _say(f"no --model-path: serving the demo model ({path}). Its weights are random: its words mean nothing.")
@@ -100,10 +100,10 @@ def say_how_it_runs(server_args: Any, config: SloConfig, given: set[str]) -> Non
     """Say what is known before anything is built. Ends the process if flags contradict each other.
 
     Whether deadlines are scheduled by is not known here: only a built scheduler knows its model and its cache, and
-    says it in the log itself (`runtime/scheduler.py`).
+    says it in the log itself (`runtime/scheduler/scheduler.py`).
     """
     from sglang_slo.attention import attention_line
-    from sglang_slo.runtime.flags import refusals
+    from sglang_slo.runtime.scheduler.flags import refusals
 
     if config.policy == "off":
         return _say("--slo-policy off: stock SGLang; deadlines are not read")

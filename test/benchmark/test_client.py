@@ -15,7 +15,7 @@ from aiohttp import web
 
 from client import Answer, body, replay, score, slo_field
 from sglang_slo.core.slo import BEST_EFFORT, Slo
-from sglang_slo.twin.workload import Workload, load_workload
+from sglang_slo.twin.workloads.workload import Workload, load_workload
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pieces
 from sglang_slo.twin.capacity import Capacity
 from sglang_slo.twin.compare import PARTS
 from sglang_slo.twin.predictors import PREDICTORS
-from sglang_slo.twin.result import Iterations, RunResult
+from sglang_slo.twin.result.run_result import Iterations, RunResult
 from sglang_slo.twin.runs import Spec
 
 SCENE = pieces.Scene("mix", (0.5, 1.0), 1.0, "title")

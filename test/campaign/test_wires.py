@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import sglang_slo.runtime.scheduler  # noqa: F401
+import sglang_slo.runtime.scheduler.scheduler  # noqa: F401
 from campaign.wires import InjectedError, Wires
 from sglang_slo.config import SloConfig
 from sglang_slo.core.kv import preemption
 from sglang_slo.observe.observer import Observer
-from sglang_slo.twin import driver
+from sglang_slo.twin.sim import driver
 
 
 def as_the_scheduler() -> dict[str, object]:
     """A namespace whose functions the wires take for the scheduler's own."""
-    space: dict[str, object] = {"__name__": "sglang_slo.runtime.scheduler"}
+    space: dict[str, object] = {"__name__": "sglang_slo.runtime.scheduler.scheduler"}
     exec("def call(f, *a, **k): return f(*a, **k)", space)
     return space
 

@@ -24,7 +24,7 @@ import gpu_report  # noqa: E402
 from gpu_results import Results, ResultsError, counted, figure, idle_share  # noqa: E402
 from gpu_tables import report  # noqa: E402
 from sglang_slo.core.latency import LatencyModel  # noqa: E402
-from sglang_slo.twin.profiles import DATA  # noqa: E402
+from sglang_slo.twin.devices.profiles import DATA  # noqa: E402
 
 
 def _run(tmp_path: Path, **fields: Any) -> Run:
@@ -109,7 +109,7 @@ def test_every_id_of_the_model_has_text(tmp_path: Path) -> None:
 def test_llama_folder_is_read_as_the_shape_it_claims(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    from sglang_slo.runtime.demo_model import demo_model_path
+    from sglang_slo.cpu.demo_model import demo_model_path
 
     folder = llama_folder(tmp_path / "llama", demo_model_path(tmp_path))
     config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -16,7 +16,7 @@ import sglang as sgl
 
 from conftest import Server
 from sglang_slo import lang
-from sglang_slo.runtime.demo_model import demo_model_path
+from sglang_slo.cpu.demo_model import demo_model_path
 from sglang_slo.server.limits import LimitError
 
 pytestmark = pytest.mark.server

@@ -1,4 +1,4 @@
-"""SGLang's own features under our scheduler: each works as the table in runtime/flags.py says."""
+"""SGLang's own features under our scheduler: each works as the table in runtime/scheduler/flags.py says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import PATIENCE_S, Server
-from sglang_slo.runtime.demo_model import demo_model_path
+from sglang_slo.cpu.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import Server, running
-from sglang_slo.runtime.demo_model import demo_model_path
+from sglang_slo.cpu.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import Server, running
 from sglang_slo.config import ENV, SloConfig
 from sglang_slo.core.slo import SloClass
-from sglang_slo.runtime import plan_log
-from sglang_slo.runtime.demo_model import demo_model_path
+from sglang_slo.cpu.demo_model import demo_model_path
+from sglang_slo.runtime.scheduler import plan_log
 
 pytestmark = [pytest.mark.server, pytest.mark.alone]
 

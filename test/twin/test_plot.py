@@ -9,7 +9,7 @@ import pytest
 
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin import plot
-from sglang_slo.twin.result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
 
 PNG = b"\x89PNG"
 

@@ -7,7 +7,7 @@ import pytest
 
 from sglang_slo.twin.plan import fewest
 from sglang_slo.twin.replicas import ROUTERS, assigned, share_of
-from sglang_slo.twin.workload import load_workload
+from sglang_slo.twin.workloads.workload import load_workload
 
 
 @pytest.mark.parametrize("router", ROUTERS)

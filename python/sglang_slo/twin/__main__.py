@@ -17,24 +17,27 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
 from sglang_slo.config import ConfigError
 from sglang_slo.core.latency import ProfileError
 from sglang_slo.twin.devices import DeviceError
-from sglang_slo.twin.workload import WorkloadError
+from sglang_slo.twin.workloads.workload import WorkloadError
 
-COMMANDS = ("run", "compare", "capacity", "plan", "bound", "validate", "plot")
+COMMANDS = {
+    **{
+        name: f"sglang_slo.twin.{name}" for name in ("run", "compare", "capacity", "plan", "validate", "plot")
+    },
+    "bound": "sglang_slo.twin.bound.upper_bound",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, or 2 for input that cannot be used."""
     argv = sys.argv[1:] if argv is None else argv
-    there = [c for c in COMMANDS if (Path(__file__).parent / f"{c}.py").exists()]
-    if not argv or argv[0] not in there:
-        print(__doc__ if not argv or argv[0] in ("-h", "--help") else f"need one of {', '.join(there)}")
+    if not argv or argv[0] not in COMMANDS:
+        print(__doc__ if not argv or argv[0] in ("-h", "--help") else f"need one of {', '.join(COMMANDS)}")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    module = importlib.import_module(f"sglang_slo.twin.{argv[0]}")
+    module = importlib.import_module(COMMANDS[argv[0]])
     parser = argparse.ArgumentParser(
         prog=f"python -m sglang_slo.twin {argv[0]}",
         description=module.__doc__,

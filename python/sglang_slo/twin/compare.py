@@ -21,9 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from sglang_slo.twin import flags
-from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.result.run_result import RunResult
+from sglang_slo.twin.result.table import Row, legend, render
 from sglang_slo.twin.runs import Spec, run_all, show_progress
-from sglang_slo.twin.table import Row, legend, render
 
 CHUNKS = (256, 512, 1024, 2048, 4096, 8192)
 # 256 wins where gap limits are tight (chat70b), 1024 where prompts are long and shared (agent)

@@ -6,9 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from sglang_slo.twin import workload
 from sglang_slo.twin.predictors import PREDICTORS
 from sglang_slo.twin.runs import Spec
+from sglang_slo.twin.workloads import workload
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:

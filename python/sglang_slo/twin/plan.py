@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from sglang_slo.twin import flags
 from sglang_slo.twin.compare import best_stock, merit
 from sglang_slo.twin.replicas import ROUTERS
-from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.runs import Spec, run_all, show_progress
 
 MOST_REPLICAS = 64

@@ -21,6 +21,6 @@ def settle() -> None:
     warnings.filterwarnings("ignore", module=r"sglang\..*")
     from sglang.srt import platforms
 
-    from sglang_slo.runtime.native_cpu import NativeCpuPlatform
+    from sglang_slo.cpu.platform import NativeCpuPlatform
 
     platforms._current_platform = NativeCpuPlatform()

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sglang_slo.twin import flags
-from sglang_slo.twin.bound import bound
-from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.bound.upper_bound import bound
+from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.runs import run_all, show_progress
 
 # Distinct for every kind of colour vision (Okabe and Ito); black is kept for limits and bounds.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_slo.core.latency import decode_shape
-from sglang_slo.twin.workload import Workload
+from sglang_slo.twin.workloads.workload import Workload
 
 ROUTERS = ("round_robin", "least_loaded")
 TYPICAL_BATCH = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from sglang_slo.twin import flags
+from sglang_slo.twin.result.table import legend, render
 from sglang_slo.twin.runs import run_all
-from sglang_slo.twin.table import legend, render
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

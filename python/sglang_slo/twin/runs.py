@@ -18,10 +18,10 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from sglang_slo.runtime.demo_model import cache_dir
+from sglang_slo.cpu.demo_model import cache_dir
 from sglang_slo.twin.replicas import share_of
-from sglang_slo.twin.result import RunResult
-from sglang_slo.twin.workload import Workload, load_workload
+from sglang_slo.twin.result.run_result import RunResult
+from sglang_slo.twin.workloads.workload import Workload, load_workload
 
 CACHE_BYTES = 1 << 30
 GB_PER_JOB = 3.0  # a run's process: the imports of SGLang, one table of request slots, a tree of token ids
@@ -31,12 +31,10 @@ _STOCK_SOURCES = (
     "core/attainment.py",
     "core/latency.py",
     *(f"twin/devices/{n}.py" for n in ("database", "device", "grid", "measured", "profiled", "spec")),
-    "runtime/native_cpu.py",
-    "runtime/token_allocator.py",
-    *(
-        f"twin/{n}.py"
-        for n in ("driver", "engine", "feeder", "recorder", "result", "tokens", "virtual", "worker")
-    ),
+    "cpu/platform.py",
+    "cpu/allocator.py",
+    "twin/result/run_result.py",
+    *(f"twin/sim/{n}.py" for n in ("driver", "engine", "feeder", "recorder", "tokens", "virtual", "worker")),
 )
 
 Progress = Callable[[int, int, "Spec", RunResult, bool], None]
@@ -134,7 +132,7 @@ def _report(
 
 
 def _run_one(spec: Spec) -> RunResult:
-    from sglang_slo.twin.driver import run  # SGLang comes in here: what only reads results stays quick
+    from sglang_slo.twin.sim.driver import run  # SGLang comes in here: what only reads results stays quick
 
     result = run(spec.requests(), spec.scheduler, list(spec.argv), spec.title)
     path = _path(spec)

@@ -22,8 +22,8 @@ from sglang_slo.core.latency import Coefficients, LatencyModel
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin.devices.database import samples_file
 from sglang_slo.twin.devices.measured import HostTimes, MeasuredDevice, measured
-from sglang_slo.twin.serving_runs import ServingRun, read_runs
-from sglang_slo.twin.workload import Workload, staggered_outputs
+from sglang_slo.twin.workloads.serving_runs import ServingRun, read_runs
+from sglang_slo.twin.workloads.workload import Workload, staggered_outputs
 
 STARTS = ("at_once", "staggered")
 TURNS = 3  # requests of each client; the first and the last turn are not judged
@@ -87,7 +87,7 @@ def closed_loop(run: ServingRun, device: MeasuredDevice, start: str) -> Workload
 
 def check(run: ServingRun, host: HostTimes, start: str) -> Checked:
     """Run the twin of a real run."""
-    from sglang_slo.twin.driver import run as run_twin
+    from sglang_slo.twin.sim.driver import run as run_twin
 
     result = run_twin(closed_loop(run, measured(run.device, host), start), "stock")
     order = np.argsort(result.requests.arrival_s, kind="stable")

@@ -41,7 +41,7 @@ ENGINE = (
     "sglang.srt.models.llama",
     "sglang.bench_serving",
     "sglang_slo.launch_server",
-    "sglang_slo.runtime.scheduler",
+    "sglang_slo.runtime.scheduler.scheduler",
 )
 CUDA_ONLY = (
     "sgl_kernel",

@@ -50,7 +50,7 @@ WEIGHT_BYTES = 16.1e9  # 8.03e9 parameters of 2 bytes
 
 def model_folder(device: str, work: Path) -> Path:
     """Folder of the model for `device`, made under `work` if it is not there."""
-    from sglang_slo.runtime.demo_model import demo_model_path
+    from sglang_slo.cpu.demo_model import demo_model_path
 
     demo = demo_model_path(work / "models")
     return demo if device == "cpu" else llama_folder(work / "models" / "llama-3.1-8b-shape", demo)

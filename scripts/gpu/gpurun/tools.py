@@ -59,7 +59,7 @@ def replay(run: Run, server: Server, workload: Path, load: float, requests: int)
     Raises RuntimeError if no request was answered: that is a broken server, not a low attainment.
     """
     from client import replay as over_http
-    from sglang_slo.twin.workload import load_workload
+    from sglang_slo.twin.workloads.workload import load_workload
 
     work = load_workload(str(workload), load=load, data=run.data, max_requests=requests)
     result = over_http(work, server.url, server.arm.name)

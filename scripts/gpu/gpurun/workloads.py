@@ -15,7 +15,7 @@ PRESSURE_CLASSES = {"chat": {"ttft_ms": 2000, "tbt_ms": 60}, "batch": {"ttft_ms"
 
 def mix_file(run: Run) -> Path:
     """The shipped `mix` on the profile measured here (the modelled one before that); small on a CPU."""
-    from sglang_slo.twin.profiles import DATA
+    from sglang_slo.twin.devices.profiles import DATA
 
     if run.device == "cpu":
         content = _two_classes(CPU_CLASSES, rates=(2.0, 0.8), inputs=(3.8, 4.8), outputs=(2.0, 2.0))
@@ -36,7 +36,7 @@ def pressure_file(run: Run) -> Path:
 
 def request_count(run: Run, workload: Path, load: float) -> int:
     """Requests that arrive within the span of one replay at this load, within the size allowed."""
-    from sglang_slo.twin.workload import load_workload
+    from sglang_slo.twin.workloads.workload import load_workload
 
     arrival_s = load_workload(str(workload), load=load, data=run.data).arrival_s
     return max(int((arrival_s <= run.sizes.span_s).sum()), 1)

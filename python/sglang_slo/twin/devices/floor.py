@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from sglang_slo.core.latency import Coefficients
@@ -22,10 +23,11 @@ from sglang_slo.twin.devices.grid import octaves
 from sglang_slo.twin.devices.profiled import ProfiledDevice
 
 SLACK = 0.98  # of the device's time on the grid
-DECODES = (0, 1, 2, 4, 8, *octaves(16, 512, 2))
-CONTEXTS = (32, 256, 1024, 4096, 16_384)
+DECODES = (0, 1, 2, 4, 8, *octaves(16, 512, 1))
+CONTEXTS = (32, 512, 4096, 16_384)
 SIZES = (0, 1, 2, 4, 8, *octaves(16, 16_384, 4))  # of a chunk, or of a chunk and the decodes beside it
-HISTORIES = (0, 1024, 8192, 32_768)
+HISTORIES = (0, 2048, 32_768)
+ADDED = 200  # rows of the programme at a time: the ones that are broken worst
 
 
 def passes(kv_capacity_tokens: int) -> Iterator[Pass]:
@@ -34,7 +36,7 @@ def passes(kv_capacity_tokens: int) -> Iterator[Pass]:
         for context in CONTEXTS[: None if decodes else 1]:
             for chunk in sorted({*SIZES, *(size - decodes for size in SIZES if size > decodes)}):
                 for history in HISTORIES[: None if chunk else 1]:
-                    if 0 < decodes + chunk and decodes * context + history + chunk <= kv_capacity_tokens:
+                    if decodes + chunk > 0 and decodes * context + history + chunk <= kv_capacity_tokens:
                         yield Pass(((history, chunk),) if chunk else (), (context,) * decodes)
 
 
@@ -51,7 +53,19 @@ def floor(device: Device) -> Coefficients:
     weights[:, 4] = 1.0
     rows = np.concatenate((compute, weights)) / np.concatenate((seconds, seconds))[:, None]
     scale = rows.max(axis=0)
-    found = linprog(-(rows / scale).sum(axis=0), A_ub=rows / scale, b_ub=np.ones(len(rows)), method="highs")
-    if not found.success:
-        raise RuntimeError(f"no formula below {device.name}: {found.message}")
-    return Coefficients(*(found.x / scale).tolist())
+    return Coefficients(*(_largest_below(rows / scale) / scale).tolist())
+
+
+def _largest_below(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x >= 0 with rows x <= 1 and the largest sum over the rows; only rows that bind are ever handed to the solver."""
+    aim, taken = -rows.sum(axis=0), np.arange(0, len(rows), max(len(rows) // ADDED, 1))
+    while True:
+        found = linprog(aim, A_ub=rows[taken], b_ub=np.ones(len(taken)), method="highs")
+        if not found.success:
+            raise RuntimeError(f"no formula lies below the device: {found.message}")
+        excess = rows @ found.x - 1
+        worst = np.argsort(-excess)[:ADDED]
+        worst = worst[excess[worst] > 1e-9]
+        if not len(worst):
+            return np.asarray(found.x)
+        taken = np.union1d(taken, worst)

@@ -9,9 +9,9 @@ from sglang_slo.core.latency import LatencyModel
 from sglang_slo.twin.devices.device import Device
 from sglang_slo.twin.devices.measured import measured
 from sglang_slo.twin.devices.profiled import ProfiledDevice
+from sglang_slo.twin.devices.profiles import load_profile
 from sglang_slo.twin.devices.spec import DeviceSpec
 from sglang_slo.twin.devices.startup import startup_profile
-from sglang_slo.twin.profiles import load_profile
 
 
 def device_of(spec: DeviceSpec) -> tuple[Device, LatencyModel]:

@@ -15,8 +15,8 @@ from functools import lru_cache
 from sglang_slo.twin.devices.database import MB, Database
 from sglang_slo.twin.devices.device import Pass
 from sglang_slo.twin.devices.grid import Grid, Line, octaves
+from sglang_slo.twin.devices.profiles import DATA, PROCESS_S, SCHEDULE_S
 from sglang_slo.twin.devices.spec import DeviceError, DeviceSpec
-from sglang_slo.twin.profiles import DATA, PROCESS_S, SCHEDULE_S
 
 MOST_CONTEXT = 1 << 17
 MOST_CHUNK = 16_384

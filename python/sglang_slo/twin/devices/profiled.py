@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sglang_slo.core.latency import LatencyModel
 from sglang_slo.twin.devices.device import Pass
-from sglang_slo.twin.profiles import cpu_times_s
+from sglang_slo.twin.devices.profiles import cpu_times_s
 
 
 @dataclass(frozen=True)

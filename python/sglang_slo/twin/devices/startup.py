@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from sglang_slo.core.latency import LatencyModel, ProfileError
-from sglang_slo.runtime.demo_model import cache_dir
+from sglang_slo.cpu.demo_model import cache_dir
 from sglang_slo.twin.devices.device import Pass
 from sglang_slo.twin.devices.measured import MeasuredDevice
 
 SLOTS = 2048
 CONTEXT_TOKENS = 1 << 17
-_SOURCES = ("core/latency.py", "core/fit.py", "core/samples.py", "runtime/measure.py", "runtime/profile.py")
+_SOURCES = (
+    *(f"core/{n}.py" for n in ("latency", "fit", "samples")),
+    *(f"runtime/latency/{n}.py" for n in ("measure", "startup_profile")),
+)
 
 
 def startup_profile(device: MeasuredDevice) -> LatencyModel:
@@ -39,8 +42,8 @@ def _measure(device: MeasuredDevice) -> LatencyModel:
     import sglang_slo.twin.platform as twin_platform
 
     twin_platform.settle()
-    from sglang_slo.runtime.measure import cases
-    from sglang_slo.runtime.profile import model_of
+    from sglang_slo.runtime.latency.measure import cases
+    from sglang_slo.runtime.latency.startup_profile import model_of
 
     timed = []
     for case in cases(device.kv_capacity_tokens // 2, SLOTS, device.chunk_tokens, CONTEXT_TOKENS):

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from sglang_slo.twin.streams import Stream, WorkloadError
 from sglang_slo.twin.workloads import documents, lines, tables
 from sglang_slo.twin.workloads.rows import stream_of
+from sglang_slo.twin.workloads.streams import Stream, WorkloadError
 
 FORMATS = (
     "csv",

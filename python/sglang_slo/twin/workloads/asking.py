@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_slo.twin.streams import Stream, WorkloadError, number
+from sglang_slo.twin.workloads.streams import Stream, WorkloadError, number
 
 FEATURES = ("penalty", "grammar", "logprobs")
 

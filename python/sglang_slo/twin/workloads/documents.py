@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sglang_slo.twin.streams import WorkloadError
 from sglang_slo.twin.workloads.lines import objects
 from sglang_slo.twin.workloads.rows import Row, number, tokens, tokens_of
+from sglang_slo.twin.workloads.streams import WorkloadError
 
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant", "chatgpt", "bard", "bing")
 

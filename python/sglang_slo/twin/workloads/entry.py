@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_slo.core.slo import Slo
-from sglang_slo.twin.draws import generate
-from sglang_slo.twin.streams import Stream, WorkloadError, number, resolve
 from sglang_slo.twin.workloads import FORMATS, read
 from sglang_slo.twin.workloads.asking import asking
+from sglang_slo.twin.workloads.draws import generate
+from sglang_slo.twin.workloads.streams import Stream, WorkloadError, number, resolve
 
 _FIELDS = {
     "class",

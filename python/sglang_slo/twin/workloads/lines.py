@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_slo.core.slo import GapRule, Slo
-from sglang_slo.twin.streams import BLOCK_TOKENS, WorkloadError
 from sglang_slo.twin.workloads.rows import Row, number, tokens, tokens_of
+from sglang_slo.twin.workloads.streams import BLOCK_TOKENS, WorkloadError
 
 
 def mooncake(path: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sglang_slo.core.slo import Slo
-from sglang_slo.twin.streams import Stream, WorkloadError
+from sglang_slo.twin.workloads.streams import Stream, WorkloadError
 
 CHARACTERS_PER_TOKEN = 4.0  # of text without a tokenizer; English in a large vocabulary
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sglang_slo.twin.streams import WorkloadError
 from sglang_slo.twin.workloads.rows import Row, number, tokens
+from sglang_slo.twin.workloads.streams import WorkloadError
 
 OURS = ("arrival_s", "input_tokens", "output_tokens")
 AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")

@@ -1,0 +1,71 @@
+"""Lets SGLang's own prefill code admit exactly what the plan says.
+
+SGLang builds a prefill batch by offering the waiting requests, in order, to a `PrefillAdder`. Ours answers from the
+plan instead of from ratios; everything around it (LoRA, grammars, statistics, mixing) stays SGLang's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+
+from sglang_slo.runtime.requests import features
+
+
+class PlannedAdder(PrefillAdder):
+    """Admits planned requests with their planned tokens; only one request of a batch may be cut short."""
+
+    new_chunked_req: Req | None
+
+    def __init__(self, *args: Any, planned: dict[Req, int], admitted: list[Req], **kwargs: Any) -> None:
+        # the sums over running requests that the base class makes belong to the rule that the plan replaces
+        running_batch, args = args[3], (*args[:3], None, *args[4:])
+        super().__init__(*args, **kwargs)
+        self.running_batch = running_batch
+        self._most_chunk_tokens: int = self.rem_chunk_tokens or 1 << 40  # type: ignore[has-type]
+        self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
+        self._planned, self._admitted = planned, admitted
+
+    def add_chunked_req(self, req: Req) -> Req | None:
+        """The request that was cut last time: its next piece. Returns it if it is cut again."""
+        rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        # it has to move: an unfinished chunk that is left out of the batch would be lost
+        tokens = max(min(self._planned.get(req, rest), rest, int(self.cur_rem_tokens)), 1)
+        self._take(req, tokens)
+        if tokens < rest:
+            return req
+        return None
+
+    def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
+        """A waiting request: its planned tokens, if the pool has room for them now."""
+        planned = self._planned.get(req)
+        if planned is None:
+            return AddReqResult.OTHER
+        with self._lock_node(req.last_node):
+            rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+            tokens = min(planned, rest)
+            if tokens < rest and not features.of(req).cut:  # less is cached than when it was planned
+                tokens = min(rest, max(planned, self._most_chunk_tokens))
+            cut = tokens < rest
+            # the prefix may have shrunk since it was planned: a second cut in one batch is not possible
+            if cut and (has_chunked_req or self.new_chunked_req is not None):
+                return AddReqResult.OTHER
+            if tokens + self.page_size > self.cur_rem_tokens:
+                return AddReqResult.NO_TOKEN
+            self._req_inc_lock_ref(req)
+            self._admitted.append(req)
+            self._take(req, tokens)
+            if cut:
+                self.new_chunked_req = req
+        return AddReqResult.CONTINUE
+
+    def _take(self, req: Req, tokens: int) -> None:
+        start = len(req.prefix_indices)
+        req.set_extend_range(start, start + tokens)
+        computed = getattr(req, "slo_computed_tokens", 0)
+        again = max(min(computed, start + tokens) - start, 0)
+        req.slo_recomputed_tokens = getattr(req, "slo_recomputed_tokens", 0) + again
+        self.can_run_list.append(req)
+        self._update_prefill_budget(start, tokens, 0, req.retracted_stain)

@@ -1,0 +1,95 @@
+"""A prompt that is set aside half-way goes on where it stopped, and leaves nothing behind if it is aborted."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.managers.io_struct import AbortReq
+
+import real_scheduler as real
+
+FLAGS = ["--max-total-tokens", "2000", "--chunked-prefill-size", "32", "--slo-length", "none"]
+TIGHT = {"custom_params": {"slo": {"ttft_ms": 1000.0}}}
+OVERLAP = {"overlap": [], "no overlap": ["--disable-overlap-schedule"]}
+
+
+def nothing_is_left(run: real.Run) -> None:
+    s = run.scheduler
+    free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
+    assert free == s.max_total_num_tokens
+    assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
+    assert len(s.slo_book.table) == 0 and s.chunked_req is None
+    assert s.slo_observer.trouble.count == 0 and s.slo_observer.snapshot(0.0)["fallbacks"]["count"] == 0
+
+
+class _ParksTheLong:
+    """A long prompt, and an urgent one as soon as the long one is cut; `then` when it has been set aside."""
+
+    def __init__(self, then: list[Any]) -> None:
+        self.then, self.parked = then, False
+        self._long, self._short = real.prompts(2, 600)
+        self._sent = False
+
+    def __call__(self, scheduler: Any, iteration: int) -> list[Any]:
+        if iteration == 1:
+            return [real.request("long", self._long, 8)]
+        if scheduler.chunked_req is not None and not self._sent:
+            self._sent = True
+            return [real.request("short", self._short[:40], 8, **TIGHT)]
+        if not self.parked and any(getattr(r, "slo_parked", 0) for r in scheduler.waiting_queue):
+            self.parked = True
+            return self.then
+        return []
+
+
+@pytest.mark.parametrize("overlap", OVERLAP)
+def test_a_parked_prompt_ends_with_stocks_tokens(overlap: str, tmp_path: Path) -> None:
+    script = _ParksTheLong([])
+    run = real.run(script, 2, [*FLAGS, *OVERLAP[overlap]], tmp_path)
+    long, short = real.prompts(2, 600)
+    again = [real.request("long", long, 8), real.request("short", short[:40], 8)]
+    assert script.parked
+    assert run.tokens == real.run(real.all_at_once(again), 2, FLAGS[:2], tmp_path, False).tokens
+    nothing_is_left(run)
+
+
+@pytest.mark.parametrize("overlap", OVERLAP)
+def test_an_abort_of_a_parked_prompt_leaves_nothing(overlap: str, tmp_path: Path) -> None:
+    script = _ParksTheLong([AbortReq(rid="long")])
+    run = real.run(script, 2, [*FLAGS, *OVERLAP[overlap]], tmp_path)
+    assert script.parked and run.aborted == ["long"] and list(run.tokens) == ["short"]
+    nothing_is_left(run)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_aborts_among_cut_parked_and_preempted_requests_leave_nothing(
+    seed: int, tmp_path: Path
+) -> None:
+    rng, count, sent, gone = random.Random(seed), 40, [0], set[str]()
+    prompts = list(real.prompts(count, 120))
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        news: list[Any] = []
+        while sent[0] < count and rng.random() < 0.5:
+            i = sent[0]
+            limits = TIGHT if i % 3 == 0 else {}
+            news.append(
+                real.request(f"r{i:02}", prompts[i][: rng.randint(5, 120)], rng.randint(2, 60), **limits)
+            )
+            sent[0] += 1
+        if sent[0] and rng.random() < 0.15:
+            rid = f"r{rng.randrange(sent[0]):02}"
+            if rid not in gone:
+                gone.add(rid)
+                news.append(AbortReq(rid=rid))
+        return news
+
+    bold = ["--max-total-tokens", "500", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"]
+    argv = [*FLAGS, *bold, "--slo-host-kv-gb", "0.002", "--slo-max-preemptions", "20"]
+    run = real.run(script, count, argv, tmp_path)
+    assert set(run.aborted) <= gone
+    assert sum(run.counts.values()) > 0  # KV did run short
+    nothing_is_left(run)

@@ -1,0 +1,58 @@
+"""A prefix that is cached while somebody waits is noticed; only those who share a beginning are looked at."""
+
+from __future__ import annotations
+
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+from sglang_slo.runtime.kv.prefixes import LOOK_UPS, SHARED_TOKENS, PrefixGroups
+
+
+def _request(rid: str, *start: int, tail: int = 100) -> Any:
+    ids = array("q", [*start, *range(1000, 1000 + SHARED_TOKENS + tail)])
+    return SimpleNamespace(rid=rid, origin_input_ids=ids, extra_key=None, lora_id=None)
+
+
+def test_those_that_begin_alike_are_looked_up_again_once_one_was_computed() -> None:
+    groups = PrefixGroups()
+    first, same, other = _request("a", 1), _request("b", 1), _request("c", 2)
+    numbers = [groups.opened(req) for req in (first, same, other)]
+    assert numbers[0] == numbers[1] != numbers[2]
+    groups.computed([(first, numbers[0])], lambda req: True)
+    assert groups.stale() == [same]
+    assert groups.stale() == []
+
+
+def test_a_prompt_too_short_to_share_belongs_to_no_group() -> None:
+    short = SimpleNamespace(rid="s", origin_input_ids=array("q", range(SHARED_TOKENS)))
+    assert PrefixGroups().opened(short) == 0
+
+
+def test_other_adapters_and_other_salts_share_nothing() -> None:
+    groups = PrefixGroups()
+    salted, adapted = _request("b", 1), _request("c", 1)
+    salted.extra_key, adapted.lora_id = "salt", "adapter"
+    assert len({groups.opened(req) for req in (_request("a", 1), salted, adapted)}) == 3
+
+
+def test_what_runs_or_has_ended_is_not_looked_up() -> None:
+    groups = PrefixGroups()
+    reqs = [_request(f"r{i}", 1) for i in range(4)]
+    (number,) = {groups.opened(req) for req in reqs}
+    groups.computed([(reqs[0], number)], lambda req: req.rid != "r1")
+    groups.closed("r2", number)
+    assert groups.stale() == [reqs[3]]
+    for rid in ("r0", "r1", "r3"):
+        groups.closed(rid, number)
+    assert len(groups) == 0
+
+
+def test_a_crowd_is_looked_up_a_few_at_a_time_and_nobody_is_forgotten() -> None:
+    groups = PrefixGroups()
+    reqs = [_request(f"r{i}", 1) for i in range(2 * LOOK_UPS + 3)]
+    (number,) = {groups.opened(req) for req in reqs}
+    groups.computed([(reqs[0], number)], lambda req: True)
+    looked = [groups.stale() for _ in range(4)]
+    assert [len(found) for found in looked] == [LOOK_UPS, LOOK_UPS, 2, 0]
+    assert [req for found in looked for req in found] == reqs[1:]

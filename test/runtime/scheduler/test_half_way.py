@@ -1,0 +1,117 @@
+"""An exception between any two changes, with the pool full: nobody is lost, no KV leaks, and stock's tokens come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_preempt import BOLD, COUNT, MANY, requests
+
+import real_scheduler as real
+from sglang_slo.core.plan import IterationPlan, Planner
+from sglang_slo.runtime.kv.preempt import Preemptor
+from sglang_slo.runtime.kv.swap_line import SwapLine
+from sglang_slo.runtime.requests import batches
+from sglang_slo.runtime.scheduler.applier import Applier
+from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
+from sglang_slo.runtime.scheduler.scheduler import MOST_IDLE_PLANS, SloScheduler
+
+SMALL = ["--max-total-tokens", "400", *BOLD, *MANY, "--slo-host-kv-gb", "0.002"]
+PLACES: list[tuple[Any, str]] = [
+    (Preemptor, "preempt"),
+    (Preemptor, "_leave"),
+    (Preemptor, "_note"),
+    (Preemptor, "arrived"),
+    (Preemptor, "_pick_up"),
+    (Preemptor, "bring_back"),
+    (Preemptor, "requeued"),
+    (SwapLine, "save"),
+    (SwapLine, "take"),
+    (SwapLine, "bring_back"),
+    (SwapLine, "landed"),
+    (Applier, "prefill"),
+    (Applier, "park"),
+    (PlannedAdder, "add_one_req"),
+    (SloScheduler, "_make_plan"),
+    (batches, "without"),
+    (batches, "merged"),
+    (batches, "decode_batch"),
+    (batches, "correct_prefixes"),
+]
+
+
+class _Raises:
+    """Raises before or after each `every`-th call, `times` times."""
+
+    def __init__(self, original: Any, after: bool, times: int) -> None:
+        self.original, self.after, self.left, self.calls = original, after, times, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        due = self.left > 0 and self.calls % 2 == 0
+        self.left -= due
+        if due and not self.after:
+            raise RuntimeError("broken before")
+        result = self.original(*args, **kwargs)
+        if due:
+            raise RuntimeError("broken after")
+        return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, list[int]]:
+    """SGLang's own tokens, with room for everyone."""
+    return real.run(
+        real.all_at_once(requests()), COUNT, ["--max-total-tokens", "20000"], folder, False
+    ).tokens
+
+
+def test_plans_that_give_an_idle_device_nothing_to_do_are_not_followed_for_long(
+    folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Planner, "plan", lambda self, view: IterationPlan())
+    iterations: list[int] = []
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        iterations.append(iteration)
+        return requests() if iteration == 1 else []
+
+    run = real.run(script, COUNT, ["--max-total-tokens", "20000"], folder)
+    assert run.tokens == expected
+    assert (
+        0
+        < run.scheduler.slo_observer.snapshot(0.0)["fallbacks"]["count"]
+        < len(iterations) / MOST_IDLE_PLANS + 1
+    )
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "name"), PLACES, ids=[f"{o.__name__.split('.')[-1]}.{n}" for o, n in PLACES]
+)
+def test_nobody_is_lost_half_way(
+    owner: Any,
+    name: str,
+    after: bool,
+    folder: Path,
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raising = _Raises(getattr(owner, name), after, 3)
+    # a plain function, so that it is bound like the method it stands for
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: raising(*args, **kwargs))
+    run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
+    assert run.tokens == expected
+    s = run.scheduler
+    free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
+    assert free == s.max_total_num_tokens
+    assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
+    assert s.slo_preempt.idle and not s.slo_book.reqs
+    if s.slo_preempt.line is not None:
+        assert s.slo_preempt.line.pool.used_tokens == 0

@@ -1,0 +1,89 @@
+"""Whatever of ours raises, and wherever: requests are served all the same, and it is counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import real_scheduler as real
+from sglang_slo.core.plan import Planner
+from sglang_slo.runtime.kv.preempt import Preemptor
+from sglang_slo.runtime.latency.online_fit import OnlineFit
+from sglang_slo.runtime.report.request_times import Reporter
+from sglang_slo.runtime.requests.lengths import ArrivingLengths
+from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.scheduler.applier import Applier
+from sglang_slo.runtime.scheduler.viewer import Viewer
+
+COUNT, OUTPUT = 6, 12  # requests a wave, tokens each
+PLACES = [
+    (Planner, "plan"),
+    (Viewer, "view"),
+    (Viewer, "look_up_prefix"),
+    (RequestBook, "open"),
+    (RequestBook, "ended"),
+    (RequestBook, "launch"),
+    (RequestBook, "tokens_out"),
+    (ArrivingLengths, "predict"),
+    (ArrivingLengths, "confidence"),
+    (OnlineFit, "maybe_refit"),
+    (OnlineFit, "add"),
+    (Preemptor, "measured"),
+    (Preemptor, "host"),
+    (Preemptor, "arrived"),
+    (Applier, "prefill"),
+    (Reporter, "_tokens_out"),
+]
+
+
+IDS = [f"{owner.__name__}.{name}" for owner, name in PLACES]
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise RuntimeError("broken")
+
+
+def _troubles(scheduler: Any) -> int:
+    observer = scheduler.slo_observer
+    return int(observer.trouble.count + observer.snapshot(0.0)["fallbacks"]["count"])
+
+
+class _Waves:
+    """One scheduler, and for each place a wave of requests while it is broken there; `troubles` as each wave ends."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch, self.prompts = patch, list(real.prompts(COUNT, 60))
+        self.begun, self.troubles = 0, [0]
+
+    def __call__(self, scheduler: Any, iteration: int) -> list[Any]:
+        if not scheduler.is_fully_idle() or self.begun == len(PLACES):
+            return []
+        if self.begun:
+            self.patch.undo()
+            self.troubles.append(_troubles(scheduler))
+        owner, name = PLACES[self.begun]
+        self.patch.setattr(owner, name, _fail)
+        self.begun += 1
+        return [
+            real.request(f"{IDS[self.begun - 1]}-{i}", prompt, OUTPUT)
+            for i, prompt in enumerate(self.prompts)
+        ]
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> tuple[real.Run, list[int]]:
+    """What came out, and how much trouble was counted before each wave and after the last."""
+    argv = ["--max-total-tokens", "2000", "--chunked-prefill-size", "64"]
+    with pytest.MonkeyPatch.context() as patch:
+        script = _Waves(patch)
+        run = real.run(script, COUNT * len(PLACES), argv, tmp_path_factory.mktemp("trouble"))
+    return run, [*script.troubles, _troubles(run.scheduler)]
+
+
+@pytest.mark.parametrize("place", range(len(PLACES)), ids=IDS)
+def test_all_is_served_when_something_of_ours_raises(place: int, waves: tuple[real.Run, list[int]]) -> None:
+    run, troubles = waves
+    served = {rid: len(tokens) for rid, tokens in run.tokens.items() if rid.startswith(IDS[place] + "-")}
+    assert served == {f"{IDS[place]}-{i}": OUTPUT for i in range(COUNT)}
+    assert troubles[place + 1] > troubles[place]
