@@ -6,7 +6,8 @@ maximum as two linear functions of the coefficients x, each at most the device's
     maximise  sum_i (A_i + B_i) x / T_i    subject to    A_i x <= T_i,  B_i x <= T_i,  x >= 0
 
 is a linear programme: A with the compute of the layers, B with their weights. A measured device is linear between the
-sizes of its tables, and these are the grid; `SLACK` is for what is not (a pass's tokens are its chunk's and its decodes').
+sizes of its tables, and these are the grid, up to the tables' end; `SLACK` is for what is not (a pass's tokens are its
+chunk's and its decodes').
 """
 
 from __future__ import annotations
@@ -57,10 +58,13 @@ def floor(device: Device) -> Coefficients:
 
 
 def _largest_below(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x >= 0 with rows x <= 1 and the largest sum over the rows; only rows that bind are ever handed to the solver."""
+    """x >= 0 with rows x <= 1 and the largest sum over the rows, whose largest entry in each column is 1 (so x <= 1).
+
+    Only rows that bind are ever handed to the solver.
+    """
     aim, taken = -rows.sum(axis=0), np.arange(0, len(rows), max(len(rows) // ADDED, 1))
     while True:
-        found = linprog(aim, A_ub=rows[taken], b_ub=np.ones(len(taken)), method="highs")
+        found = linprog(aim, A_ub=rows[taken], b_ub=np.ones(len(taken)), bounds=(0, 1), method="highs")
         if not found.success:
             raise RuntimeError(f"no formula lies below the device: {found.message}")
         excess = rows @ found.x - 1
