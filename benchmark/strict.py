@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sglang_slo.twin.bound.upper_bound import bound
 from sglang_slo.twin.runs import Spec, run_all
 
 H200 = "meta-llama/Meta-Llama-3.1-8B,h200_sxm"  # measured kernels; without a device: the workload's modelled profile
@@ -48,6 +49,7 @@ KV_SHORT = (
     _stock("lpm", 2048),
 )
 LATENCY = (_stock("priority", 512, MIXED), _stock("lpm", 512, MIXED), _stock("lpm", 1024, MIXED))
+NEITHER = (_stock("lpm", 2048), _stock("fcfs", 8192))
 WAITS = tuple(("--slo-lost-wait-s", str(s)) for s in (300, 600))
 TABLE = (
     Cell("reason", 0.5, KV_SHORT, ours=((), *WAITS)),
@@ -56,6 +58,11 @@ TABLE = (
     Cell("mix", 1.0, LATENCY, 1500, H200),
     Cell("agent", 1.5, LATENCY, 700, H200),
     Cell("r1", 0.6, KV_SHORT[:1], seeds=1),
+    Cell("chat70b", 0.5, LATENCY, seeds=1),
+    Cell("overload", 1.0, LATENCY[:2], seeds=1),
+    Cell("cached", 1.0, NEITHER, seeds=1),
+    Cell("tight", 1.0, LATENCY[:2], ours=((), ("--slo-decode-buckets", "off")), seeds=1),
+    Cell("alpaca", 1.0, KV_SHORT[:2], seeds=1),
 )
 
 
@@ -82,6 +89,7 @@ def row(spec: Spec, measures: dict[str, Any]) -> dict[str, Any]:
         "scheduler": spec.scheduler,
         "argv": list(spec.argv),
         "attainment": measures["attainment"],
+        "bound": bound(spec.requests()).attainment if spec.scheduler == "slo" else None,
         "by_rule": measures["attainment_by_rule"],
         "classes": classes,
         "misses": measures["misses"],
@@ -137,6 +145,10 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
     if stock:
         best = max(stock, key=lambda r: r["attainment"])
         lines.append(_line(f"best of {len(stock)} stock: " + " ".join(best["argv"]), [best]))
+    bounds = [(r["attainment"], r["bound"]) for r in next(iter(groups.values()), []) if r.get("bound")]
+    if bounds:
+        shares = ", ".join(f"{ours / most:.3f} of {most:.3f}" for ours, most in bounds)
+        lines.append(f"\nOurs of the bound, by seed: {shares}.")
     classes = next(iter(groups.values()))[0]["classes"] if groups else {}
     if len(classes) > 1:
         by_class = ", ".join(f"{name} {share:.3f}" for name, share in classes.items())
