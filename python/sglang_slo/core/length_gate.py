@@ -35,6 +35,7 @@ class LengthGate:
         self._losses: deque[tuple[float, float]] = deque(maxlen=SCORED)
         self._marginal: Floats | None = None
         self._since = 0
+        self.saved = 0.0  # share of the marginal's loss that predictions saved lately; negative: they were worse
 
     def finished(self, predicted_log_quantiles: Floats, output_tokens: int) -> None:
         """Score one request that came to its own end."""
@@ -42,15 +43,14 @@ class LengthGate:
         if self._marginal is not None:
             predicted = np.asarray(predicted_log_quantiles, np.float64)
             self._losses.append((pinball(predicted, log_length), pinball(self._marginal, log_length)))
+            self.saved = self._score()
         self._lengths.append(log_length)
         self._since += 1
         if self._since >= REFRESH:
             self._since = 0
             self._marginal = np.quantile(np.array(self._lengths), QUANTILES)
 
-    @property
-    def saved(self) -> float:
-        """Share of the marginal's loss that predictions have saved lately; 0 before enough is known, negative: worse."""
+    def _score(self) -> float:
         if len(self._losses) < LEAST:
             return 0.0
         own, marginal = np.array(self._losses).mean(axis=0)
