@@ -20,7 +20,8 @@ import numpy as np
 
 from sglang_slo.core.attainment import deliveries_of_tokens
 from sglang_slo.core.slo import GapRule, Slo
-from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.result.requests import empty_requests
+from sglang_slo.twin.result.run_result import Iterations, RunResult
 from sglang_slo.twin.sim.tokens import prompt
 from sglang_slo.twin.workloads.workload import Workload
 

@@ -32,7 +32,7 @@ from sglang.srt.runtime_context import publish  # noqa: E402
 from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
 
-from sglang_slo import config  # noqa: E402
+from sglang_slo import settings_in  # noqa: E402
 from sglang_slo.cpu.demo_model import demo_model_path  # noqa: E402
 from sglang_slo.runtime.latency.startup_profile import GUESS  # noqa: E402
 from sglang_slo.runtime.scheduler.scheduler import SloScheduler  # noqa: E402
@@ -147,9 +147,9 @@ def run(
 class _environment:  # noqa: N801 - reads as a function
     def __init__(self, argv: list[str], folder: Path) -> None:
         parser = argparse.ArgumentParser(allow_abbrev=False)
-        config.add_flags(parser)
+        settings_in.add_flags(parser)
         ours, self._stock = parser.parse_known_args(argv)
-        self._slo, self._folder = config.from_args(ours), folder
+        self._slo, self._folder = settings_in.from_args(ours), folder
 
     def __enter__(self) -> ServerArgs:
         self._before = dict(os.environ)

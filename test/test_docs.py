@@ -20,10 +20,10 @@ import yaml
 
 from conftest import Server
 from sglang_slo import launch_server
-from sglang_slo.config import read_yaml
 from sglang_slo.core.slo import Slo
 from sglang_slo.observe.judge import RequestRecord, judge
 from sglang_slo.observe.request_log import row
+from sglang_slo.settings_in import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -127,7 +127,7 @@ def _settings(rng: random.Random, pool: int) -> list[str]:
     argv += ["--slo-max-preemptions", str(rng.choice([0, 1, 3, 50]))]
     argv += ["--slo-kv", rng.choice(["forecast", "forecast", "full", "stock"])]
     argv += ["--slo-mix", rng.choice(["auto", "auto", "always", "never"])]
-    argv += ["--slo-order", rng.choice(["slack", "slack", "stock"])]
+    argv += ["--slo-order", rng.choice(["edf", "edf", "stock"])]
     argv += ["--slo-chunk", rng.choice(["dynamic", "dynamic", "fixed"])]
     argv += ["--slo-packing", rng.choice(["dual", "greedy"])]
     argv += ["--schedule-conservativeness", rng.choice(["0.05", "1.0"])]

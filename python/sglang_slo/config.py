@@ -1,23 +1,18 @@
-"""Every setting of the scheduler, once: flag, unit, default and meaning.
+"""Every setting of the scheduler, once: name, unit, default, meaning, and what is accepted.
 
-`add_flags` turns the fields into `--slo-*` command line flags, `from_args` reads them back together with the YAML of
-`--slo-config` (a flag that is given beats the file), and `to_env`/`from_env` carry the result into SGLang's
-scheduler processes, which are started afresh and inherit only the environment.
+`settings_in` reads them from flags and files; `to_env`/`from_env` carry them into SGLang's scheduler processes, which
+are started afresh and inherit only the environment.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sglang_slo.classes import (
     NUMBERS_MS,
@@ -28,18 +23,10 @@ from sglang_slo.classes import (
     read_classes,
     read_names,
 )
+from sglang_slo.core.orders import ORDERS
 from sglang_slo.core.slo import MAX_LIMIT_MS, MIN_LIMIT_MS, SloClass
 
-__all__ = [
-    "ENV",
-    "ConfigError",
-    "SloConfig",
-    "add_flags",
-    "from_args",
-    "read_classes",
-    "read_yaml",
-    "settings",
-]
+__all__ = ["ENV", "ConfigError", "SloConfig", "read_classes", "settings"]
 
 ENV = "SGLANG_SLO_CONFIG"
 MAPS = ("classes", "service_tiers", "objectives")  # settings that need a file
@@ -92,12 +79,15 @@ class SloConfig:
         default_factory=dict,
         metadata={"help": "a gateway's inference objective to class; only in the YAML file"},
     )
-    # -- parts that can be switched off one by one (DESIGN.md section 12)
+    # -- parts that can be switched off one by one
     chunk: str = _setting(
         "dynamic", "prefill chunk: dynamic fits the tightest gap, fixed is SGLang's", ("dynamic", "fixed")
     )
     order: str = _setting(
-        "slack", "order of the queue: slack within tightness buckets, or SGLang's", ("slack", "stock")
+        "edf",
+        "order of the queue: earliest deadline first among those that can keep it (edf), shortest predicted output first "
+        "(shortest), or SGLang's (stock)",
+        tuple(ORDERS),
     )
     packing: str = _setting(
         "dual", "fill compute and KV together (dual) or in order (greedy)", ("dual", "greedy")
@@ -262,67 +252,3 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
 def settings() -> list[dataclasses.Field[Any]]:
     """The fields that are also flags (all but the maps, which need a file)."""
     return [f for f in dataclasses.fields(SloConfig) if f.name not in MAPS]
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--slo-config` and one `--slo-*` flag per setting; absent flags leave no trace in the namespace."""
-    group = parser.add_argument_group("deadlines (sglang-slo)")
-    group.add_argument(
-        "--slo-config", metavar="FILE", help="YAML with classes and any setting below, without `slo-`"
-    )
-    for f in settings():
-        kind: Any = str
-        if f.type == "bool":
-            kind = _bool
-        elif str(f.type).startswith("int"):
-            kind = int
-        elif "float" in str(f.type):
-            kind = float
-        group.add_argument(
-            "--slo-" + f.name.replace("_", "-"),
-            dest="slo_" + f.name,
-            type=kind,
-            choices=f.metadata["choices"],
-            default=argparse.SUPPRESS,
-            help=f"{f.metadata['help']} (default: {f.default})".replace("%", "%%"),
-        )
-
-
-def from_args(args: argparse.Namespace) -> SloConfig:
-    """Settings from the flags that were given, over the YAML file, over the defaults."""
-    raw: dict[str, Any] = {}
-    if getattr(args, "slo_config", None):
-        raw.update(read_yaml(Path(args.slo_config)))
-    for f in settings():
-        if hasattr(args, "slo_" + f.name):
-            raw[f.name] = getattr(args, "slo_" + f.name)
-    return SloConfig(**raw)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings of a `slo.yaml`. Raises ConfigError naming the file and the field."""
-    try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"slo-config {path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"slo-config {path}: need a mapping of settings")
-    raw = {str(k).replace("-", "_"): v for k, v in raw.items()}
-    known = {f.name for f in dataclasses.fields(SloConfig)}
-    unknown = sorted(set(raw) - known)
-    if unknown:
-        raise ConfigError(
-            f"slo-config {path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}"
-        )
-    raw["classes"] = read_classes(raw.get("classes") or {}, str(path))
-    for name in ("service_tiers", "objectives"):
-        raw[name] = read_names(raw.get(name) or {}, raw["classes"], f"{path}: {name}")
-    return raw
-
-
-def _bool(text: str) -> bool:
-    if text.lower() in ("1", "true", "on", "yes"):
-        return True
-    if text.lower() in ("0", "false", "off", "no"):
-        return False
-    raise argparse.ArgumentTypeError(f"need on or off, got {text!r}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from sglang_slo import config as slo_config
+from sglang_slo import settings_in
 from sglang_slo.config import ConfigError, SloConfig
 from sglang_slo.core.slo import LIMITS_MS, SloClass
 
@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_slo_flags(argv: Sequence[str]) -> tuple[SloConfig, list[str]]:
     """Our settings, and SGLang's flags. Ends the process with a message if a setting is unusable."""
     parser = argparse.ArgumentParser(prog=PROG, usage="%(prog)s [flags]", add_help=False, allow_abbrev=False)
-    slo_config.add_flags(parser)
+    settings_in.add_flags(parser)
     args, rest = parser.parse_known_args(argv)
     unknown = [flag for flag in rest if flag.startswith("--slo-")]
     if unknown:
         parser.error(f"unknown flag {unknown[0].split('=')[0]}; see --help for every --slo- flag")
     try:
-        return slo_config.from_args(args), rest
+        return settings_in.from_args(args), rest
     except ConfigError as error:
         parser.error(str(error))
 
@@ -164,7 +164,7 @@ def _help() -> None:
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser(prog=PROG, description="SGLang's server, with deadlines.")
-    slo_config.add_flags(parser)
+    settings_in.add_flags(parser)
     ServerArgs.add_cli_args(parser)
     for action in parser._actions:
         if action.dest == "model_path":

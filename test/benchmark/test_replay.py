@@ -14,7 +14,8 @@ from pieces import SCENES, Setup
 from replay import Side, alternating, pooled, ratio, report
 from servers import ServerError, server, with_model
 from sglang_slo.core.slo import Slo
-from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.result.requests import empty_requests
+from sglang_slo.twin.result.run_result import Iterations, RunResult
 from truth import Figure, read_iterations, with_profile
 
 SETUP = Setup((1, 2), 1, None, Path("plots"))

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_slo.config import SloConfig
+from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.kv.pool import Leavers, Pool
 from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
 from sglang_slo.core.ordering import FairShareQueue
-from sglang_slo.core.plan import IterationPlan, Planner
+from sglang_slo.core.plan import Planner
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
 from sglang_slo.core.view import View
@@ -268,7 +269,9 @@ def test_however_many_lost_ones_kv_turns_away_newcomers_get_in() -> None:
     while long not in device.first:
         device.step()
     lost = [device.arrive(Slo(), 3000, 1000) for _ in range(40)]
-    device.planner.share = FairShareQueue(0.9, cap_tokens=1e6, credit_tokens=1e6)  # all have earned a turn
+    device.planner.lines.share = FairShareQueue(
+        0.9, cap_tokens=1e6, credit_tokens=1e6
+    )  # all have earned a turn
     hasty = device.arrive(CHAT, 500, 10)
     plan = device.planner.plan(device.view())
     assert [row for row, _ in plan.prefill] == [hasty]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sglang_slo.config import SloConfig
+from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.kv.pool import Pool
 from sglang_slo.core.latency import Coefficients, LatencyModel
-from sglang_slo.core.plan import IterationPlan, Planner
+from sglang_slo.core.plan import Planner
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
 from sglang_slo.core.view import View

@@ -9,7 +9,8 @@ import pytest
 
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin import plot
-from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.result.requests import empty_requests
+from sglang_slo.twin.result.run_result import Iterations, RunResult
 
 PNG = b"\x89PNG"
 

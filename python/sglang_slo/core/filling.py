@@ -72,12 +72,10 @@ class Filling:
             self.out_of_time = not self.prefill
             return False
         newcomer = row != view.chunked
-        charge = rest
-        if newcomer:
-            # what is pinned for it, or held by others, is out of the pool already
-            charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row])
-            if self.slots <= 0 or not self._in_time(row, context):
-                return self._refuse()
+        if newcomer and (self.slots <= 0 or not self._in_time(row, context)):
+            return self._refuse()
+        # what is pinned for a newcomer, or held by others, is out of the pool already
+        charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row]) if newcomer else rest
         # what is cached but not held by anyone (charge - rest) stops being evictable now
         at_once = tokens + charge - rest
         need = view.pool.need(

@@ -12,101 +12,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
-from sglang_slo.core import chunking, ordering, packing
+from sglang_slo.core import chunking, ordering
 from sglang_slo.core.chunking import Budget, DecodeChoice
 from sglang_slo.core.filling import Filling, Terms
+from sglang_slo.core.iteration_plan import IterationPlan, PlanSettings
 from sglang_slo.core.kv.pool import Pool
 from sglang_slo.core.kv.preemption import PreemptMode
 from sglang_slo.core.kv.relief import Relief, ReliefPlanner
 from sglang_slo.core.kv.returns import returns
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.ordering import Ranking
+from sglang_slo.core.service_line import NO_ROWS, Line, ServiceLine
 from sglang_slo.core.table import RequestTable
 from sglang_slo.core.view import View
 
-NO_ROWS = np.zeros(0, np.int64)
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
 MAX_PREFILL_STARVATION_S = 2.0  # so long at most decodes leave no time for any prefill
 STARVED_CHUNK_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
-MAX_PROMOTED = 64  # infeasible requests looked at for their turn in one iteration
 MAX_ROOM_REQUESTS = 4  # refused requests that room is looked for, in one iteration
-
-
-@dataclass(frozen=True)
-class IterationPlan:
-    """What the next iteration does. `prefill`: (row, tokens) in order, only the last may be cut short of its need.
-
-    `victims` leave the running batch and `returns` begin to come back before anything else is done; `decode` names places
-    in the running batch that is left then.
-    """
-
-    prefill: list[tuple[int, int]] = field(default_factory=list)
-    decode: np.ndarray | None = None  # None: all
-    mixed: bool = False
-    victims: list[tuple[int, PreemptMode]] = field(default_factory=list)  # (row, mode)
-    park_chunked: bool = False  # the half-prefilled request lets go of its KV
-    returns: list[int] = field(default_factory=list)  # rows that begin to come back from the host
-    overdue: int = -1  # of those that get in, the one that nobody may overtake any more
-    predicted_s: float = 0.0
-    budget_s: float = 0.0
-    next_in_line: list[int] = field(default_factory=list)  # rows that did not get in this time, nearest first
-    deferred: list[int] = field(default_factory=list)  # rows that let another compute their prefix first
-    shed: list[int] = field(default_factory=list)  # rows that would wait longer than the queue limit
-    hopeless: list[int] = field(
-        default_factory=list
-    )  # rows that cannot meet their limits any more, if these are refused
-    feasible: int = 0  # waiting requests that can still meet their deadline
-    infeasible: int = 0  # waiting requests that cannot, or have none
-
-
-class PlanSettings(Protocol):
-    """What planning reads of the settings; `SloConfig` says what each means and accepts."""
-
-    @property
-    def order(self) -> str: ...
-    @property
-    def chunk(self) -> str: ...
-    @property
-    def packing(self) -> str: ...
-    @property
-    def mix(self) -> str: ...
-    @property
-    def park(self) -> bool: ...
-    @property
-    def decode_buckets(self) -> bool: ...
-    @property
-    def lost_share(self) -> float: ...
-    @property
-    def lost_wait_s(self) -> float | None: ...
-    @property
-    def queue_limit_s(self) -> float | None: ...
-    @property
-    def refuse(self) -> str: ...
-    @property
-    def margin(self) -> float: ...
-    @property
-    def idle_cap_ms(self) -> float: ...
-    @property
-    def preempt(self) -> str: ...
-    @property
-    def victims(self) -> str: ...
-    @property
-    def kv(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Waiting rows in order of service: the overdue one, `promoted` infeasible ones, `urgent` feasible ones, the rest."""
-
-    rows: np.ndarray
-    overdue: int  # the row that nobody overtakes any more; -1: none
-    promoted: int
-    urgent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +55,7 @@ class Planner:
 
     def __init__(self, config: PlanSettings) -> None:
         self.config = config
-        self.share = ordering.FairShareQueue(config.lost_share)
+        self.lines = ServiceLine(config, ordering.FairShareQueue(config.lost_share))
         self._relief = ReliefPlanner(config)
         self._prefilled_s = -math.inf  # when prefill last ran, or nobody waited for it
         self._computing: frozenset[int] = frozenset()  # prefix groups computed in the iteration in flight
@@ -157,9 +84,9 @@ class Planner:
 
     def _nobody_waits(self, base_s: float) -> None:
         self._prefilled_s = base_s
-        self.share.earn(0, waiting=False)
-        self.share.rest()
-        self.share.served(base_s)
+        self.lines.share.earn(0, waiting=False)
+        self.lines.share.rest()
+        self.lines.share.served(base_s)
 
     # -- one way through the iteration
 
@@ -172,11 +99,11 @@ class Planner:
         needs = view.table.prefill_tokens(view.waiting)
         budget = self._budget(view, decodes, int(needs.sum()))
         fitting_tokens = budget.tokens(view.model)
-        ranking = self._ranking(view, needs, _prefill_share(view.model, budget, fitting_tokens))
-        refused = self._hopeless(view, ranking.infeasible)
+        ranking = self.lines.ranking(view, needs, _prefill_share(view.model, budget, fitting_tokens))
+        refused = self.lines.hopeless(view, ranking.infeasible)
         hopeless = ranking.infeasible[refused].tolist()
         ranking = replace(ranking, infeasible=ranking.infeasible[~refused])
-        line = self._line(view, budget, ranking, fitting_tokens)
+        line = self.lines.line(view, budget, ranking, fitting_tokens)
         filling = self._filled(view, budget, line)
         starved = view.base_s - self._prefilled_s > MAX_PREFILL_STARVATION_S
         if filling.out_of_time and (decodes is None or starved):
@@ -231,7 +158,7 @@ class Planner:
             next_in_line=self._next_in_line(draft),
             deferred=filling.deferred if filling is not None else [],
             overdue=draft.line.overdue if filling is not None and draft.line.overdue in filling.rows else -1,
-            shed=self._shed(view, draft.ranking, prefill),
+            shed=self.lines.shed(view, draft.ranking, prefill),
             hopeless=draft.hopeless,
             feasible=len(draft.ranking.feasible),
             infeasible=len(draft.ranking.infeasible),
@@ -261,7 +188,7 @@ class Planner:
         ledger = filling.ledger if filling is not None else view.pool.ledger()
         free = filling.free_tokens if filling is not None else view.pool.free_tokens - len(view.decoding)
         slots = filling.slots if filling is not None else view.request_slots
-        overdue = self._overdue(view, np.concatenate((view.waiting, view.pool.host.rows)))
+        overdue = self.lines.overdue(view, np.concatenate((view.waiting, view.pool.host.rows)))
         return returns(
             view.pool,
             ledger,
@@ -284,7 +211,7 @@ class Planner:
     def _filled(self, view: View, budget: Budget, line: Line) -> Filling:
         """What of `line` fits into the iteration."""
         filling = Filling(view, budget, self.config.chunk == "fixed", self._computing)
-        first = line.overdue if line.overdue >= 0 else view.chunked if self._goes_on(view) else -1
+        first = line.overdue if line.overdue >= 0 else view.chunked if self.lines.goes_on(view) else -1
         keep_free = view.pool.arrival_reserve_tokens
         refused_promoted = False
         urgent = line.promoted + (line.overdue >= 0)
@@ -303,10 +230,6 @@ class Planner:
                 break
             refused_promoted |= promoted and not got_in
         return filling
-
-    def _goes_on(self, view: View) -> bool:
-        """Whether the request that was cut last comes first, as it cannot be set aside."""
-        return view.chunked >= 0 and not self.config.park
 
     def _least_budget(self, view: View, budget: Budget) -> Budget:
         """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.
@@ -338,71 +261,6 @@ class Planner:
             mix = "never"
         return chunking.iteration_budget(decodes, view.model, cap, mix, backlog_tokens)
 
-    # -- who is served
-
-    def _ranking(self, view: View, needs: np.ndarray, prefill_share: float) -> Ranking:
-        if self.config.order == "stock":
-            return Ranking(view.waiting, NO_ROWS)
-        table, rows, model = view.table, view.waiting, view.model
-        work_s = model.prefill_s_array(table.history_tokens[rows], needs)
-        work_s /= prefill_share
-        # the fixed cost of the iteration that gives the first token comes on top of the work before it
-        start_s = view.base_s + model.coefficients.t0_extend
-        importance = table.importance[rows]
-        return ordering.edf_feasible_first(
-            rows,
-            table.deadline_s[rows],
-            work_s,
-            table.seq[rows],
-            start_s,
-            importance if importance.any() else None,
-        )
-
-    def _line(self, view: View, budget: Budget, ranking: Ranking, fitting_tokens: int) -> Line:
-        """The order of service: the infeasible go last, but for those that have earned their turn, or are overdue."""
-        feasible, infeasible = ranking.feasible, ranking.infeasible
-        if self.config.packing == "dual":
-            feasible = self._packed(view, budget, feasible, fitting_tokens)
-        overdue = self._overdue(view, infeasible)
-        rest = infeasible[infeasible != overdue]
-        promoted = 0
-        if len(rest):
-            promoted = self.share.n_promoted(view.table.prefill_tokens(rest[:MAX_PROMOTED]), fitting_tokens)
-        head = NO_ROWS if overdue < 0 else np.array([overdue])
-        rows = np.concatenate((head, rest[:promoted], feasible, rest[promoted:]))
-        urgent = len(feasible)
-        if view.request_slots <= 0:  # only the one that has its place already can go on
-            return Line(rows[rows == view.chunked], -1, 0, 1)
-        if self._goes_on(view):
-            place = int(np.flatnonzero(rows == view.chunked)[0])
-            before = place - len(head)
-            rows = np.concatenate((rows[place : place + 1], np.delete(rows, place)))
-            urgent -= promoted <= before < promoted + urgent
-            promoted += before >= promoted
-        return Line(rows, overdue, promoted, urgent)
-
-    def _overdue(self, view: View, rows: np.ndarray) -> int:
-        """The first of `rows` to have come, of those without a token for `lost_wait_s`; -1: there is none."""
-        limit_s, table = self.config.lost_wait_s, view.table
-        if limit_s is None or not len(rows):
-            return -1
-        late = rows[view.base_s - table.since_s[rows] > limit_s]
-        return int(late[np.argmin(table.seq[late])]) if len(late) else -1
-
-    def _packed(self, view: View, budget: Budget, rows: np.ndarray, fitting_tokens: int) -> np.ndarray:
-        if len(rows) < 2:
-            return rows
-        table, model = view.table, view.model
-        head = rows[: packing.WINDOW]
-        tokens = table.prefill_tokens(head)
-        work_s = model.prefill_s_array(table.history_tokens[head], tokens)
-        slack_s = table.deadline_s[head] - view.base_s - work_s
-        kv = table.held_tokens(head) + table.remaining_tokens[head]
-        room = view.pool.free_tokens - len(view.decoding)
-        most = min(fitting_tokens, view.most_chunk_tokens)
-        packed = packing.pack(head, slack_s, tokens, kv, most, room, budget.time_s)
-        return np.concatenate([packed, rows[len(head) :]])
-
     # -- what outlasts the iteration
 
     def _account(self, draft: _Draft) -> None:
@@ -413,37 +271,16 @@ class Planner:
         own_rows = _among(filling.rows, ranking.infeasible)
         own = sum(tokens for row, tokens in filling.prefill if row in own_rows)
         everything = sum(tokens for _, tokens in filling.prefill)
-        self.share.earn(everything, len(ranking.infeasible) > 0)
-        self.share.spend(own)
-        self.share.account(view.base_s, own, everything)
+        self.lines.share.earn(everything, len(ranking.infeasible) > 0)
+        self.lines.share.spend(own)
+        self.lines.share.account(view.base_s, own, everything)
         if len(filling.prefill) == len(view.waiting) and not filling.full:
-            self.share.rest(view.model.iteration_s(filling.shape))
+            self.lines.share.rest(view.model.iteration_s(filling.shape))
         if not len(ranking.infeasible) or int(ranking.infeasible[0]) in own_rows:
-            self.share.served(view.base_s)
+            self.lines.share.served(view.base_s)
         if filling.prefill:
             self._prefilled_s = view.base_s
         return None
-
-    def _shed(self, view: View, ranking: Ranking, prefill: list[tuple[int, int]]) -> list[int]:
-        """Of the infeasible that have not begun, those that the line ahead would keep waiting past the queue limit."""
-        limit_s, rows, table = self.config.queue_limit_s, ranking.infeasible, view.table
-        if limit_s is None or not len(rows):
-            return []
-        waits = self.share.wait_s(np.cumsum(table.prefill_tokens(rows)))
-        # one with KV of its own (parked, or cut) has begun
-        untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
-        taken = {row for row, _ in prefill}
-        return [row for row in rows[untouched & (waits > limit_s)].tolist() if row not in taken]
-
-    def _hopeless(self, view: View, rows: np.ndarray) -> np.ndarray:
-        """Of infeasible `rows`, those that have not begun and could not keep their promise even alone; bool[n]."""
-        if self.config.refuse != "hopeless" or not len(rows):
-            return np.zeros(len(rows), bool)
-        table = view.table
-        work_s = view.model.prefill_s_array(table.history_tokens[rows], table.prefill_tokens(rows))
-        late = view.base_s + view.model.coefficients.t0_extend + work_s > table.deadline_s[rows]
-        untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
-        return np.asarray(late & untouched)
 
 
 def _after(view: View, relief: Relief) -> View:

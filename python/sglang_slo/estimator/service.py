@@ -26,13 +26,10 @@ from sglang_slo.estimator.trainer import ChildTrainer, InlineTrainer, Outcome
 from sglang_slo.estimator.training import MIN_ROWS
 
 log = logging.getLogger(__name__)
-
 LEVELS = ("xgboost", "previous", "class quantiles", "global quantiles", "declared maximum")
 XGBOOST, PREVIOUS, CLASS, EVERYBODY, DECLARED = LEVELS
-GROWTH, MOST_BETWEEN = (
-    2.0,
-    2048,
-)  # train when so many times as many have finished, at the latest after so many
+GROWTH, MOST_BETWEEN = 2.0, 2048  # train when so many times as many finished, at the latest after so many
+COUNTED = ("trained", "rejected", "training_failures", "errors", "store_errors")
 LEAST_BETWEEN_S = 30.0  # between two rounds in a child process
 DRIFT_BAND, DRIFT_LEAST = 0.08, 128  # coverage this far off P after so many new requests: train early
 DRIFT_COLUMNS = [MEDIAN, 6]  # the levels 0.5 and 0.9 are watched
@@ -77,9 +74,7 @@ class LengthService:
         self._next_at = MIN_ROWS
         self._last_round: tuple[int, float] = (0, -np.inf)
         self._rounds = 0
-        self.counters = dict.fromkeys(
-            ("trained", "rejected", "training_failures", "errors", "store_errors"), 0
-        )
+        self.counters = dict.fromkeys(COUNTED, 0)
         self.predicted = dict.fromkeys(LEVELS, 0)
         self.last_error = ""
         if config.length == "xgboost" and self.folder is not None:

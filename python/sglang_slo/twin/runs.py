@@ -33,7 +33,7 @@ _STOCK_SOURCES = (
     *(f"twin/devices/{n}.py" for n in ("database", "device", "grid", "measured", "profiled", "spec")),
     "cpu/platform.py",
     "cpu/allocator.py",
-    "twin/result/run_result.py",
+    *(f"twin/result/{n}.py" for n in ("requests", "run_result")),
     *(f"twin/sim/{n}.py" for n in ("driver", "engine", "feeder", "recorder", "tokens", "virtual", "worker")),
 )
 

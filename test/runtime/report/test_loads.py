@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import real_scheduler as real
-from sglang_slo.runtime.report import loads
 
 SWAP = [
     *("--max-total-tokens", "300", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"),
@@ -33,7 +32,7 @@ def test_requests_on_the_host_and_in_parts_of_a_batch_are_counted_once(tmp_path:
         if iteration > 2 and not scheduler.is_fully_idle():
             load, live = scheduler.load_inquirer.get_loads(), len(scheduler.slo_book.reqs)
             assert load.num_running_reqs + load.num_waiting_reqs == live
-            assert loads.Counted(scheduler).waiting_queue == loads.waiting(scheduler)
+            assert scheduler.metrics_reporter.scheduler.waiting_queue == scheduler._waiting()
             on_host.append(len(scheduler.slo_preempt.line.out))
         return []
 

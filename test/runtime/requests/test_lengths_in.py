@@ -63,7 +63,7 @@ def test_a_conversation_in_the_cache_keeps_its_limit(tmp_path: Any) -> None:
         for req in scheduler.slo_book.reqs.values():
             seen[req.rid] = req.slo_unattainable
         if iteration == 1:
-            scheduler.slo_model = LatencyModel(Coefficients(1e-3, 1e-4, 1e-4, 1e-9, 1e-3, 1e-9))
+            scheduler.slo_ports.agreed.model = LatencyModel(Coefficients(1e-3, 1e-4, 1e-4, 1e-9, 1e-3, 1e-9))
             return [real.request("new", first, 4, **tight)]
         if scheduler.is_fully_idle() and "again" not in seen:
             seen["again"] = None

@@ -147,7 +147,7 @@ def _every_other(scheduler: Any) -> None:
         return found
 
     scheduler.slo_planner.plan = halves
-    scheduler._nothing_to_decide = lambda running: False
+    scheduler.slo_planning._nothing_to_decide = lambda running: False
 
 
 @pytest.mark.parametrize("overlap", OVERLAP)

@@ -9,13 +9,14 @@ import pytest
 from test_preempt import BOLD, COUNT, MANY, requests
 
 import real_scheduler as real
-from sglang_slo.core.plan import IterationPlan, Planner
+from sglang_slo.core.iteration_plan import IterationPlan
+from sglang_slo.core.plan import Planner
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
-from sglang_slo.runtime.scheduler.scheduler import MOST_IDLE_PLANS, SloScheduler
+from sglang_slo.runtime.scheduler.planning import MOST_IDLE_PLANS, Planning
 
 SMALL = ["--max-total-tokens", "400", *BOLD, *MANY, "--slo-host-kv-gb", "0.002"]
 PLACES: list[tuple[Any, str]] = [
@@ -33,7 +34,7 @@ PLACES: list[tuple[Any, str]] = [
     (Applier, "prefill"),
     (Applier, "park"),
     (PlannedAdder, "add_one_req"),
-    (SloScheduler, "_make_plan"),
+    (Planning, "_make_plan"),
     (batches, "without"),
     (batches, "merged"),
     (batches, "decode_batch"),

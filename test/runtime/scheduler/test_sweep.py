@@ -14,8 +14,8 @@ def test_a_request_that_is_nowhere_any_more_ends_while_the_server_is_idle(tmp_pa
 
     def lose_one(scheduler: Any, iteration: int) -> list[Any]:
         if iteration == 1:
-            gone = scheduler.slo_gone
-            scheduler.slo_gone = lambda req: (ended.append(req.rid), gone(req))
+            gone = scheduler.slo_lifecycle.gone
+            scheduler.slo_lifecycle.gone = lambda req: (ended.append(req.rid), gone(req))
             scheduler.slo_planner.plan = _without(scheduler, lost.rid)
             return [lost, *others]
         scheduler.waiting_queue[:] = [req for req in scheduler.waiting_queue if req.rid != lost.rid]

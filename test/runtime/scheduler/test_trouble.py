@@ -8,7 +8,9 @@ import pytest
 
 import real_scheduler as real
 from sglang_slo.core.plan import Planner
+from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.preempt import Preemptor
+from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.latency.online_fit import OnlineFit
 from sglang_slo.runtime.report.request_times import Reporter
 from sglang_slo.runtime.requests.lengths import ArrivingLengths
@@ -20,7 +22,7 @@ COUNT, OUTPUT = 6, 12  # requests a wave, tokens each
 PLACES = [
     (Planner, "plan"),
     (Viewer, "view"),
-    (Viewer, "look_up_prefix"),
+    (PrefixLookUp, "look_up"),
     (RequestBook, "open"),
     (RequestBook, "ended"),
     (RequestBook, "launch"),
@@ -29,7 +31,7 @@ PLACES = [
     (ArrivingLengths, "confidence"),
     (OnlineFit, "maybe_refit"),
     (OnlineFit, "add"),
-    (Preemptor, "measured"),
+    (SwapCost, "measured"),
     (Preemptor, "host"),
     (Preemptor, "arrived"),
     (Applier, "prefill"),

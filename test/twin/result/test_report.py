@@ -7,7 +7,8 @@ import pytest
 
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin.result import report
-from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.result.requests import empty_requests
+from sglang_slo.twin.result.run_result import Iterations, RunResult
 
 
 def make_result(kept: int, ttft_s: float = 0.5, n: int = 10) -> RunResult:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sglang_slo.core.slo import GapRule, Slo
-from sglang_slo.twin.result.run_result import Iterations, RunResult, empty_requests
+from sglang_slo.twin.result.requests import empty_requests
+from sglang_slo.twin.result.run_result import Iterations, RunResult
 from sglang_slo.twin.result.table import render
 
 

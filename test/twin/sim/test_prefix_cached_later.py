@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from sglang_slo.core.plan import IterationPlan, Planner
+from sglang_slo.core.iteration_plan import IterationPlan
+from sglang_slo.core.plan import Planner
 from sglang_slo.core.view import View
 from sglang_slo.twin.sim import driver
 from sglang_slo.twin.workloads.workload import BLOCK_TOKENS, Workload, load_workload

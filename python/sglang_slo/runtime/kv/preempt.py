@@ -11,7 +11,6 @@ SGLang's retraction stays the last resort. All decisions come from the plan: ran
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,23 +22,29 @@ from sglang_slo.core.kv.pool import HostKv, Leavers
 from sglang_slo.core.kv.preemption import PreemptMode
 from sglang_slo.core.latency import LatencyModel, decode_shape
 from sglang_slo.runtime.kv.host_pool import HostCopy, HostPool
+from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
 
 if TYPE_CHECKING:
-    from sglang_slo.runtime.scheduler.scheduler import SloScheduler
+    from sglang_slo.runtime.kv.look_up import PrefixLookUp
+    from sglang_slo.runtime.kv.prefix_pins import Pins
+    from sglang_slo.runtime.ports import Ports
 
 
 class Preemptor:
     """Applies the KV part of plans to one scheduler."""
 
-    def __init__(self, scheduler: SloScheduler, pool: HostPool | None) -> None:
+    def __init__(
+        self, ports: Ports, pool: HostPool | None, prefixes: PrefixLookUp, pins: Pins, lora: bool = False
+    ) -> None:
         self.counts: Counter[str] = Counter()  # preemptions by mode; "stock": SGLang's retractions
         self.swap_ins = 0
-        self.line = SwapLine(scheduler, pool) if pool is not None else None
+        self.line = SwapLine(ports, pool, self._queue_again) if pool is not None else None
+        self.cost = SwapCost(self.line)
         self.leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
-        self._scheduler = scheduler
-        self._swap_cost: tuple[float, float] | None = None
+        self._ports, self._kv, self._pins, self._lora = ports, ports.kv, pins, lora
+        self._look_up = prefixes.look_up
 
     # -- what planning sees
 
@@ -48,7 +53,7 @@ class Preemptor:
         reqs = batch.reqs
         freed = np.fromiter((freed_tokens(req) for req in reqs), np.int64, len(reqs))
         held = np.fromiter((req.kv.kv_allocated_len for req in reqs), np.int64, len(reqs))
-        tree = self._scheduler.tree_cache.is_tree_cache()
+        tree = self._kv.tree.is_tree_cache()
         return Leavers(
             allowed=np.fromiter(map(self.may_leave, reqs), bool, len(reqs)),
             freed_tokens=freed,
@@ -66,14 +71,14 @@ class Preemptor:
         Not one that was preempted often enough. Not one whose first token is in flight: it would lose it. Not one
         with a feature that does not survive it (`features`).
         """
-        table = self._scheduler.slo_book.table
-        few = table.preemptions[req.slo_row] < self._scheduler.slo_config.max_preemptions
+        table = self._ports.requests.table
+        few = table.preemptions[req.slo_row] < self._ports.settings.max_preemptions
         ending = req.to_finish is not None
         return bool(few and len(req.output_ids) and not ending and features.of(req).leave)
 
     def _may_swap(self, req: Req) -> bool:
         """Whether SGLang's own state of a request can be put together again for decoding."""
-        return self.line is not None and features.of(req).swap and not self._scheduler.enable_lora
+        return self.line is not None and features.of(req).swap and not self._lora
 
     def host(self) -> HostKv:
         """KV on the host, as planning sees it."""
@@ -82,19 +87,14 @@ class Preemptor:
             return HostKv()
         back = line.may_return()
         for swapped in back:
-            self._scheduler.slo_viewer.look_up_prefix(swapped.req)
+            self._look_up(swapped.req)
         return HostKv(
-            rows=self._scheduler.slo_book.rows([w.req for w in back]),
+            rows=self._ports.rows([w.req for w in back]),
             tokens=np.fromiter((w.copy.tokens for w in back), np.int64, len(back)),
             room_tokens=line.pool.largest_room(),
             hides=line.pool.hides,
             on=True,
         )
-
-    def free_tokens(self) -> int:
-        """Free and evictable KV on the device."""
-        s = self._scheduler
-        return int(s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size())
 
     @property
     def leaving_tokens(self) -> int:
@@ -103,13 +103,12 @@ class Preemptor:
 
     def arriving_rows(self) -> np.ndarray:
         """Rows that hold KV for their return, int[n]."""
-        return self._scheduler.slo_book.rows([w.req for w in self.line.arriving] if self.line else [])
+        return self._ports.rows([w.req for w in self.line.arriving] if self.line else [])
 
     # -- victims
 
     def preempt(self, victims: list[tuple[int, PreemptMode]], batch: ScheduleBatch) -> None:
         """The victims leave `batch`, each in its mode; the running batch is the rest from then on."""
-        s = self._scheduler
         rows = {req.slo_row: i for i, req in enumerate(batch.reqs)}
         places = [rows[row] for row, _ in victims]
         left = batches.without(batch, np.array(places))
@@ -123,7 +122,7 @@ class Preemptor:
                 self._note(req, mode)
                 self._leave(req, mode, copy, iteration_s)
             except Exception as error:
-                s.slo_observer.trouble.happened("preempting a request failed", s.slo_tick.now_s, error)
+                self._ports.trouble.happened("preempting a request failed", error)
         if self.line is not None:
             self.line.drop_unclaimed()
         # whoever holds nothing on the device has left, whatever was raised
@@ -131,7 +130,7 @@ class Preemptor:
         if len(gone) < len(places):
             left = batches.without(batch, np.array(gone, np.int64)) if gone else batch
         left.batch_is_full = False
-        s.slo_running = left
+        self._ports.iteration.running = left
         if self.line is not None and not self.line.pool.hides:
             self.line.release_due()  # the copies are over, and the plan counts on the room
 
@@ -139,13 +138,13 @@ class Preemptor:
         """Start the copy to the host; None if that failed: what then is left is to compute it again."""
         assert self.line is not None
         copy = self.line.save(req)
-        if not copy.ok and self._scheduler.ps.tp_size == 1:
+        if not copy.ok and self._ports.ranks.size == 1:
             self.line.failed += 1  # and is dropped, as nobody claims it
             return None
         return copy
 
     def _note(self, req: Req, mode: PreemptMode) -> None:
-        book, row = self._scheduler.slo_book, req.slo_row
+        book, row = self._ports.requests, req.slo_row
         book.withdraw(row)
         book.table.deadline_s[row] = book.table.back_by_s(row)
         book.table.preemptions[row] += 1
@@ -154,22 +153,21 @@ class Preemptor:
 
     def _leave(self, req: Req, mode: PreemptMode, copy: HostCopy | None, iteration_s: float) -> None:
         """The one moment at which a victim changes its place; nothing of ours is called in between."""
-        s = self._scheduler
         if copy is not None and self.line is not None:
             self.line.take(req, copy, iteration_s)
             return
-        release_kv_cache(req, s.tree_cache, is_insert=mode is PreemptMode.KEEP)
+        release_kv_cache(req, self._kv.tree, is_insert=mode is PreemptMode.KEEP)
         req.reset_for_retract()
         self.leaving.append(req)
 
     def _iteration_s(self, reqs: list[Req]) -> float:
-        return iteration_s(self._scheduler.slo_model, reqs)
+        return iteration_s(self._ports.agreed.model, reqs)
 
     def park(self) -> None:
         """The half-prefilled request lets go of its KV; it may be back when its chunk in flight is over."""
-        s, req = self._scheduler, self._scheduler.chunked_req
+        req = self._ports.waiting.cut
         if req is not None:
-            release_parked(s, req)
+            release_parked(self._ports, req)
             self.leaving.append(req)
 
     # -- back
@@ -191,19 +189,18 @@ class Preemptor:
         if not back:
             return
         reqs = [w.req for w in back]
-        merged = batches.merged(batch, batches.decode_batch(self._scheduler, reqs))
+        merged = batches.merged(batch, self._ports.batches.decode_batch(reqs))
         merged.batch_is_full = False
         try:
             self.line.landed(back)
         finally:
             if back[0] not in self.line.arriving:
-                self._scheduler.slo_running = merged
+                self._ports.iteration.running = merged
         self._pick_up(reqs)
 
     def _pick_up(self, reqs: list[Req]) -> None:
         """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""
-        s, table = self._scheduler, self._scheduler.slo_book.table
-        rows, base_s = s.slo_book.rows(reqs), s.slo_book.base_s(s.slo_tick.now_s)
+        table, rows, base_s = self._ports.requests.table, self._ports.rows(reqs), self._ports.base_s()
         passed = table.last_token_s[rows] + table.tbt_s[rows] < base_s
         table.last_token_s[rows[passed]] = base_s
 
@@ -214,59 +211,34 @@ class Preemptor:
 
     def requeued(self, req: Req) -> None:
         """Bring the row of one that is in the queue again up to date."""
-        s = self._scheduler
-        s.slo_book.open(req, req.slo, 0.0, s.slo_model)
-        s.slo_viewer.look_up_prefix(req)
+        self._ports.requests.open(req, req.slo, 0.0, self._ports.agreed.model)
+        self._look_up(req)
         req.time_stats.set_wait_queue_entry_time()
 
     def before_decode(self, batch: ScheduleBatch) -> None:
         """What is only kept for later is let go before SGLang looks whether it has to retract."""
-        if self.free_tokens() < len(batch.reqs):
-            self._scheduler.slo_pins.release_all()
+        if self._kv.free_tokens() < len(batch.reqs):
+            self._pins.release_all()
             if self.line is not None:
                 self.line.release_due(now=True)
 
     def retracted(self, req: Req) -> None:
         """SGLang's own retraction took `req` out."""
-        book, row = self._scheduler.slo_book, req.slo_row
+        book, row = self._ports.requests, req.slo_row
         req.slo_computed_tokens = req.seqlen - 1
         self.counts["stock"] += 1
         book.table.preemptions[row] += 1
         book.withdraw(row)
         book.table.deadline_s[row] = book.table.back_by_s(row)
 
-    # -- what a swap costs
-
-    def swap_figures(self) -> dict[str, float]:
-        """Host KV used and there, and the context from which swapping is cheaper than computing again; tokens.
-
-        Empty where nothing can be swapped; the crossing is inf where swapping never pays.
-        """
-        if self.line is None:
-            return {}
-        pool, crossing = self.line.pool, preemption.crossing_tokens(self._scheduler.slo_model)
-        return {
-            "host_used": pool.used_tokens,
-            "host_capacity": pool.capacity_tokens,
-            "crossing": crossing,
-            "failed_copies": self.line.failed,
-        }
-
-    def measured(self) -> tuple[float, float] | None:
-        """(overhead s, bytes per s) of transfers as this rank sees them, if there is news."""
-        meter = self.line.pool.meter if self.line else None
-        return meter.fit() if meter is not None and meter.news else None
-
-    def priced(self, model: LatencyModel, swap: tuple[float, float] | None) -> LatencyModel:
-        """`model` with what swapping costs: as rank 0 measured it last, `swap` if that is new."""
-        self._swap_cost = swap or self._swap_cost
-        if self.line is None or self._swap_cost is None:
-            return model
-        overhead_s, rate = self._swap_cost
-        per_token = self.line.pool.bytes_per_token
-        return replace(model, swap_overhead_s=overhead_s, swap_bytes_per_s=rate, kv_bytes_per_token=per_token)
-
     # -- for the scheduler
+
+    def figures(self) -> dict[str, float]:
+        """Host KV used and there, and from which context on swapping pays; tokens."""
+        return self.cost.figures(self._ports.agreed.model)
+
+    def _queue_again(self, req: Req) -> None:
+        self.leaving.append(req)
 
     def alive(self) -> list[Req]:
         """Requests that are nowhere else in the scheduler."""
@@ -274,7 +246,7 @@ class Preemptor:
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
         """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""
-        return self.idle and self.free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD
+        return self.idle and self._kv.free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD
 
     @property
     def idle(self) -> bool:
@@ -298,14 +270,14 @@ class Preemptor:
             self.line.forget()
 
 
-def release_parked(scheduler: SloScheduler, req: Req) -> None:
+def release_parked(ports: Ports, req: Req) -> None:
     """Take the cut request out of its place: its KV stays in the radix tree, where its next turn finds it."""
     req.slo_computed_tokens = req.kv_committed_len
     req.slo_parked = getattr(req, "slo_parked", 0) + 1
-    release_kv_cache(req, scheduler.tree_cache, is_insert=True)
+    release_kv_cache(req, ports.kv.tree, is_insert=True)
     req.reset_for_retract()
     req.retraction_count -= 1  # nothing was taken from it
-    scheduler.chunked_req = None
+    ports.waiting.cut = None
 
 
 def iteration_s(model: LatencyModel, reqs: list[Req]) -> float:

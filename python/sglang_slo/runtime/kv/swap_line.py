@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from sglang_slo.core.kv import preemption
 from sglang_slo.runtime.kv.host_pool import HostCopy, HostPool
 
 if TYPE_CHECKING:
-    from sglang_slo.runtime.scheduler.scheduler import SloScheduler
+    from sglang_slo.runtime.ports import Ports
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +62,13 @@ class Leftover:
 class SwapLine:
     """All swapped requests of one scheduler."""
 
-    def __init__(self, scheduler: SloScheduler, pool: HostPool) -> None:
+    def __init__(self, ports: Ports, pool: HostPool, recompute: Callable[[Req], None]) -> None:
         self.pool = pool
         self.out: list[Swapped] = []
         self.arriving: list[Swapped] = []
         self.failed = 0  # copies that could not be used
-        self._scheduler = scheduler
+        self._ports, self._kv = ports, ports.kv
+        self._queue_again = recompute  # told of those whose copy is gone: they are computed again
         self._leftovers: list[Leftover] = []
         self._unclaimed: list[HostCopy] = []  # copies of requests that have not left yet
         self._planning = 0
@@ -76,7 +77,7 @@ class SwapLine:
 
     def save(self, req: Req) -> HostCopy:
         """Start to copy the KV of a running request to the host. What is in flight for it is dropped with its token."""
-        row = self._scheduler.req_to_token_pool.req_to_token[req.req_pool_idx]
+        row = self._kv.rows.req_to_token[req.req_pool_idx]
         copy = self.pool.save(row[: req.seqlen - 1].to(torch.int64, copy=True))
         self._unclaimed.append(copy)
         return copy
@@ -90,14 +91,14 @@ class SwapLine:
 
     def take(self, req: Req, copy: HostCopy, iteration_s: float) -> None:
         """A running request is on the host from now on; its device KV is free when `copy` is over."""
-        s = self._scheduler
-        row = s.req_to_token_pool.req_to_token[req.req_pool_idx]
+        kv = self._kv
+        row = kv.rows.req_to_token[req.req_pool_idx]
         own = row[req.cache_protected_len : req.kv.kv_allocated_len].to(torch.int64, copy=True)
         due = self._planning + self._hidden(copy.tokens, iteration_s)
         left, swapped = Leftover(due, own, req.last_node, copy), Swapped(req, copy, self._planning)
         nothing = torch.empty((0,), dtype=torch.int64)
         # from here on nothing can fail
-        s.req_to_token_pool.free(req)
+        kv.rows.free(req)
         req.kv, req.kv_committed_len = None, 0
         req.last_node, req.cache_protected_len, req.prefix_indices = None, 0, nothing
         req.is_retracted = True
@@ -111,16 +112,16 @@ class SwapLine:
         """Iterations that a transfer is given to hide behind."""
         if not self.pool.hides:
             return 0
-        return math.ceil(preemption.swap_s(self._scheduler.slo_model, tokens) / 2 / max(iteration_s, 1e-6))
+        return math.ceil(preemption.swap_s(self._ports.agreed.model, tokens) / 2 / max(iteration_s, 1e-6))
 
     def release_due(self, now: bool = False) -> None:
         """Give back device KV whose copy should be over; with `now`, all of it: the device then waits for the rest."""
-        s = self._scheduler
+        kv = self._kv
         for left in [left for left in self._leftovers if now or left.due <= self._planning]:
             self.pool.fence(left.copy)
             self._leftovers.remove(left)
-            s.token_to_kv_pool_allocator.free(left.slots)
-            s.tree_cache.dec_lock_ref(left.node)
+            kv.allocator.free(left.slots)
+            kv.tree.dec_lock_ref(left.node)
 
     # -- back
 
@@ -148,7 +149,7 @@ class SwapLine:
             w.tries += 1
         else:
             w.ready = self._planning + self._hidden(w.copy.tokens - len(w.req.prefix_indices), iteration_s)
-            w.agreed = self._scheduler.ps.tp_size == 1
+            w.agreed = self._ports.ranks.size == 1
             self.out.remove(w)
             self.arriving.append(w)
             if w.loaded or not w.agreed:
@@ -163,28 +164,28 @@ class SwapLine:
 
     def _load(self, w: Swapped) -> None:
         """Device slots, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
-        s, req, tokens = self._scheduler, w.req, w.copy.tokens
-        req.init_next_round_input(s.tree_cache)
+        kv, req, tokens = self._kv, w.req, w.copy.tokens
+        req.init_next_round_input(kv.tree)
         node, prefix = req.last_node, len(req.prefix_indices)
-        slots = torch.empty(0, dtype=torch.int64, device=s.req_to_token_pool.device)
-        s.tree_cache.inc_lock_ref(node)
+        slots = torch.empty(0, dtype=torch.int64, device=kv.rows.device)
+        kv.tree.inc_lock_ref(node)
         try:
             if tokens > prefix:
-                slots = alloc_token_slots(s.tree_cache, tokens - prefix)
-            if s.req_to_token_pool.alloc([req]) is None:
+                slots = alloc_token_slots(kv.tree, tokens - prefix)
+            if kv.rows.alloc([req]) is None:
                 raise RuntimeError("no free request slot")
             row = req.req_pool_idx
-            s.req_to_token_pool.write((row, slice(0, prefix)), req.prefix_indices.to(torch.int32))
-            s.req_to_token_pool.write((row, slice(prefix, tokens)), slots.to(torch.int32))
+            kv.rows.write((row, slice(0, prefix)), req.prefix_indices.to(torch.int32))
+            kv.rows.write((row, slice(prefix, tokens)), slots.to(torch.int32))
             w.loaded = self._copied_back(w.copy, prefix, slots)
             req.kv = ReqKvInfo(kv_allocated_len=tokens, swa_evicted_seqlen=0)
             req.kv_committed_len = tokens
         except BaseException:
             if len(slots):
-                s.token_to_kv_pool_allocator.free(slots)
+                kv.allocator.free(slots)
             if req.req_pool_idx is not None:
-                s.req_to_token_pool.free(req)
-            s.tree_cache.dec_lock_ref(node)
+                kv.rows.free(req)
+            kv.tree.dec_lock_ref(node)
             _forget_device(req)
             raise
 
@@ -205,10 +206,9 @@ class SwapLine:
 
     def vote(self) -> None:
         """Ask all tensor-parallel ranks, who are all here now, whether their copies back are fine."""
-        s = self._scheduler
         pending = [w for w in self.arriving if not w.agreed]
         fine = torch.tensor([int(all(w.loaded for w in pending))])
-        torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN, group=s.tp_cpu_group)
+        torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN, group=self._ports.ranks.group)
         for w in pending:
             w.agreed, w.loaded = True, bool(fine.item())
             if not w.loaded:
@@ -220,7 +220,7 @@ class SwapLine:
         logger.warning("sglang-slo: the copy of request %s cannot be used: recompute", w.req.rid)
         self.pool.fence(w.copy)
         self.arriving.remove(w)
-        release_kv_cache(w.req, self._scheduler.tree_cache, is_insert=False)
+        release_kv_cache(w.req, self._kv.tree, is_insert=False)
         self._recompute(w)
 
     def ready(self, now: bool) -> list[Swapped]:
@@ -262,18 +262,18 @@ class SwapLine:
             else:
                 self.out.remove(w)
             self.pool.drop(w.copy)
-            self._scheduler.ipc_channels.send_to_tokenizer.send_output(AbortReq(rid=w.req.rid), w.req)
+            self._ports.tell(AbortReq(rid=w.req.rid), w.req)
 
     def _withdraw(self, w: Swapped) -> None:
         self.pool.fence(w.copy)
-        release_kv_cache(w.req, self._scheduler.tree_cache, is_insert=False)
+        release_kv_cache(w.req, self._kv.tree, is_insert=False)
         _forget_device(w.req)
 
     def _recompute(self, w: Swapped) -> None:
         """Into the queue, as if its KV had been thrown away when it was preempted."""
         w.req.reset_for_retract()
         w.req.retraction_count -= 1  # counted when it left
-        self._scheduler.slo_preempt.leaving.append(w.req)
+        self._queue_again(w.req)
         self.pool.drop(w.copy)
 
     # -- state

@@ -1,10 +1,11 @@
-"""The latency model's view of one of SGLang's batches."""
+"""The latency model's view of one of SGLang's batches, and of its launch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sglang_slo.core.latency import BatchShape, decode_shape
+from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
+from sglang_slo.runtime.requests.registry import Launch, RequestBook
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -36,3 +37,17 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape:
         new += n
         pairs += n * (length - n + n / 2)
     return BatchShape(True, new + len(batch.reqs) - first, pairs, context, len(batch.reqs))
+
+
+def note_launch(
+    book: RequestBook, batch: ScheduleBatch, iteration: int, now_s: float, model: LatencyModel
+) -> None:
+    """A batch was launched: its requests' next token is predicted at its end."""
+    shape = batch_shape(batch)
+    predicted = model.iteration_s(shape)
+    seen = book.seen(token_getters(batch))
+    rows, seqs = seen.rows, seen.seqs
+    if not seen.whole:
+        rows, seqs = rows[rows >= 0], seqs[rows >= 0]
+    end_s = book.base_s(now_s) + predicted
+    book.launch(Launch(iteration, rows, seqs, shape, now_s, predicted, end_s))

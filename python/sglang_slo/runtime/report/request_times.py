@@ -8,7 +8,7 @@ reports; nothing in here influences a decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -189,6 +189,11 @@ class HearingSender:
         if isinstance(output, AbortReq):
             self._refused(recv_obj, output.finished_reason)
         return self._sender.send_output(output, recv_obj)
+
+
+def hearing(channels: Any, refused: Callable[[Any, dict[str, Any] | None], None]) -> Any:
+    """SGLang's channels, with `refused` told of requests that the scheduler ends on paths of its own."""
+    return replace(channels, send_to_tokenizer=HearingSender(channels.send_to_tokenizer, refused))
 
 
 def metric_labels(scheduler: Any) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ what `DIVIDED` names when it filters and merges, and what it would change in pla
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,13 +105,13 @@ def merged(batch: ScheduleBatch, part: ScheduleBatch) -> ScheduleBatch:
     return whole
 
 
-def decode_batch(scheduler: Any, reqs: list[Req]) -> ScheduleBatch:
+def decode_batch(build: Callable[[list[Req]], ScheduleBatch], reqs: list[Req]) -> ScheduleBatch:
     """A batch of requests whose KV is on the device up to their last token, ready to decode.
 
-    SGLang builds one from requests without a prefill for its sparse cache (HiSparse) alone; what that builder needs is
-    exactly what is there after a copy back.
+    `build` is SGLang's. It builds one from requests without a prefill for its sparse cache (HiSparse) alone; what that
+    builder needs is exactly what is there after a copy back.
     """
-    batch: ScheduleBatch = scheduler._build_hisparse_decode_batch(reqs)
+    batch = build(reqs)
     batch.multimodal_inputs = [req.multimodal_inputs for req in reqs]
     if batch.return_logprob:
         batch.top_logprobs_nums = [req.logprob.top_logprobs_num for req in reqs]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_slo.config import SloConfig
+from sglang_slo.core.orders import ORDERS
 
 Test = Callable[[Any, SloConfig], Any]
 
@@ -32,10 +33,13 @@ def _is(name: str, unset: Any = None) -> Test:
     return lambda args, config: getattr(args, name, unset) not in (unset, None, False)
 
 
-def _needs(name: str, unset: Any, part: str, ours: str) -> Test:
-    """True if `name` was given while our own `part` of the scheduler, at setting `ours`, does that job."""
+OUR_ORDERS = tuple(name for name in ORDERS if name != "stock")
+
+
+def _needs(name: str, unset: Any, part: str, *ours: str) -> Test:
+    """True if `name` was given while our own `part` of the scheduler, at a setting of `ours`, does that job."""
     given = _is(name, unset)
-    return lambda args, config: given(args, config) and getattr(config, part) == ours
+    return lambda args, config: given(args, config) and getattr(config, part) in ours
 
 
 TABLE = (
@@ -44,7 +48,7 @@ TABLE = (
         "--schedule-policy",
         REFUSED,
         "the queue is ordered by deadline; SGLang's order comes back with --slo-order stock",
-        _needs("schedule_policy", "fcfs", "order", "slack"),
+        _needs("schedule_policy", "fcfs", "order", *OUR_ORDERS),
     ),
     Row(
         "--schedule-conservativeness",
@@ -56,7 +60,7 @@ TABLE = (
         "--enable-priority-scheduling",
         REFUSED,
         "a deadline says who goes first; SGLang's priorities come back with --slo-order stock",
-        _needs("enable_priority_scheduling", False, "order", "slack"),
+        _needs("enable_priority_scheduling", False, "order", *OUR_ORDERS),
     ),
     Row(
         "--enable-prefill-delayer",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from sglang_slo.core.plan import IterationPlan
+    from sglang_slo.core.iteration_plan import IterationPlan
 
 ENV = "SGLANG_SLO_PLAN_LOG"
 

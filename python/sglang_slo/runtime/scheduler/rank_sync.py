@@ -8,28 +8,12 @@ work from that. Without a tick in the list (SGLang may skip receiving) the last 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver
 
-from sglang_slo.core.latency import LatencyModel
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """One iteration's news from rank 0. Times in seconds on rank 0's clock."""
-
-    now_s: float
-    ended: list[tuple[int, float]] = field(default_factory=list)  # (iteration, when its results were out)
-    model: LatencyModel | None = None  # a refitted latency model, when there is one
-    # request id -> predicted length, of those that arrive, and of live ones about which more is known now
-    log_quantiles: dict[str, list[float]] = field(default_factory=dict)
-    revised: bool = False  # whether there are live ones among them
-    confidence: float = 0.9  # of length bounds, at the present load
-    swap: tuple[float, float] | None = None  # (overhead s, bytes per s) of swap transfers, newly measured
-    vote: bool = False  # whether the ranks are to tell each other now if their copies from the host came well
-    lengths_trusted: bool = False  # whether predicted lengths have beaten the marginal on finished requests
+from sglang_slo.runtime.ports import Tick
 
 
 @dataclass(frozen=True, kw_only=True)

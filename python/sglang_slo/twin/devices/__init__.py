@@ -4,6 +4,8 @@
 
     profiled   a latency profile, ours or a server's: most shipped ones are roofline models of a device
     measured   kernel times measured on real GPUs under SGLang, out of `aiconfigurator-core` (extra `devices`)
+
+May import core and, for kernels, `aiconfigurator-core`. Always: a pass with more work never takes less time.
 """
 
 from __future__ import annotations

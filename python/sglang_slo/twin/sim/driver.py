@@ -33,8 +33,8 @@ from sglang.srt.managers.scheduler import Scheduler  # noqa: E402
 from sglang.srt.runtime_context import publish  # noqa: E402
 from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
 
-from sglang_slo import clock, config  # noqa: E402
-from sglang_slo.config import SloConfig  # noqa: E402
+from sglang_slo import clock, settings_in  # noqa: E402
+from sglang_slo.config import ENV, SloConfig  # noqa: E402
 from sglang_slo.core.slo import SloClass  # noqa: E402
 from sglang_slo.twin.devices.measured import MeasuredDevice  # noqa: E402
 from sglang_slo.twin.result.run_result import RunResult  # noqa: E402
@@ -113,9 +113,9 @@ def _fallbacks(scheduler: Any, allowed: bool) -> int:
 def split_flags(argv: list[str], workload: Workload) -> tuple[list[str], SloConfig]:
     """Stock's flags, and the settings of ours with the workload's classes."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_flags(parser)
+    settings_in.add_flags(parser)
     args, rest = parser.parse_known_args(argv)
-    settings = config.from_args(args)
+    settings = settings_in.from_args(args)
     classes = {
         name: SloClass(_ms(limits.ttft_s), _ms(limits.tbt_s))
         for name, limits in zip(workload.class_names, workload.limits, strict=True)
@@ -140,7 +140,7 @@ def _scheduler_class(scheduler: str) -> type:
 @contextlib.contextmanager
 def _virtual_time(engine: VirtualEngine, slo: SloConfig, workload: Workload) -> Iterator[Path]:
     """The run's clock, settings and scratch folder; the process is left as it was found."""
-    before = os.environ.get(config.ENV)
+    before = os.environ.get(ENV)
     with tempfile.TemporaryDirectory(prefix="sglang-slo-twin-") as folder:
         if slo.profile is None:  # what a profile measured on this device would say
             workload.profile.save(Path(folder) / "profile.json")
@@ -152,9 +152,9 @@ def _virtual_time(engine: VirtualEngine, slo: SloConfig, workload: Workload) -> 
             yield Path(folder)
         finally:
             clock.use(None)
-            del os.environ[config.ENV]
+            del os.environ[ENV]
             if before is not None:
-                os.environ[config.ENV] = before
+                os.environ[ENV] = before
             destroy_model_parallel()
             destroy_distributed_environment()
 

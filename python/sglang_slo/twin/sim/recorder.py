@@ -15,7 +15,8 @@ import numpy as np
 from sglang_slo.core.attainment import Deliveries
 from sglang_slo.core.deliveries import DeliveryTable
 from sglang_slo.twin.devices.device import Pass
-from sglang_slo.twin.result.run_result import Iterations, Requests, empty_requests
+from sglang_slo.twin.result.requests import Requests, empty_requests
+from sglang_slo.twin.result.run_result import Iterations
 from sglang_slo.twin.sim.engine import VirtualEngine
 from sglang_slo.twin.workloads.workload import Workload
 

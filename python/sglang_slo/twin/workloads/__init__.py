@@ -12,6 +12,8 @@
     request_log     what our own server writes with --slo-request-log
 
 Mooncake's times are rounded down to bins of three seconds; arrivals are spread over their bin by the seed.
+
+May import core and devices. Always: a fault names file, line and field, and the same seed gives the same requests.
 """
 
 from __future__ import annotations

@@ -131,16 +131,28 @@ def load_workload(
     rows, class_id = merged(streams, ids, horizon, limit)
     if not len(class_id):
         raise WorkloadError(f"{path}: streams: no request arrives within the horizon")
+    given = {"seed": the_seed, "load": load, "class_id": class_id, "clients": clients, "staggered": staggered}
+    return _workload(raw, path, rows, classes, (runs_on, profile), given)
+
+
+def _workload(
+    raw: dict[str, Any],
+    path: Path,
+    rows: Stream,
+    classes: dict[str, Slo],
+    runs_on: tuple[Device, LatencyModel],
+    given: dict[str, Any],
+) -> Workload:
+    """The workload of a file whose streams were read; `given`: fields that do not come from the file alone."""
+    clients, staggered, load = given["clients"], given["staggered"], given["load"]
     return Workload(
         name=path.stem,
-        profile_name=runs_on.name,
-        profile=profile,
-        seed=the_seed,
-        load=load,
+        profile_name=runs_on[0].name,
+        profile=runs_on[1],
+        device=None if isinstance(runs_on[0], ProfiledDevice) else runs_on[0],
         class_names=list(classes),
         limits=list(classes.values()),
-        class_id=class_id,
-        arrival_s=np.zeros(len(class_id)) if clients else (rows.arrival_s - rows.arrival_s[0]) / load,
+        arrival_s=np.zeros(len(rows.arrival_s)) if clients else (rows.arrival_s - rows.arrival_s[0]) / load,
         input_tokens=rows.input_tokens,
         output_tokens=staggered_outputs(rows.output_tokens, clients)
         if clients and staggered
@@ -153,9 +165,7 @@ def load_workload(
         texts=rows.texts,
         declared_tokens=rows.declared,
         features=rows.features,
-        clients=clients,
-        staggered=staggered,
-        device=None if isinstance(runs_on, ProfiledDevice) else runs_on,
+        **given,
     )
 
 

@@ -1,0 +1,140 @@
+"""SGLang's scheduler as the other parts see it (`runtime.ports`): the one place that knows what it calls its members."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from sglang.srt.managers import scheduler as stock
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+from sglang_slo.runtime.requests import batches
+from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
+
+
+class EngineQueue:
+    """`ports.Waiting` of a scheduler."""
+
+    def __init__(self, scheduler: stock.Scheduler) -> None:
+        self._scheduler = scheduler
+
+    @property
+    def reqs(self) -> list[Req]:
+        """The queue itself."""
+        return self._scheduler.waiting_queue
+
+    @reqs.setter
+    def reqs(self, reqs: list[Req]) -> None:
+        self._scheduler.waiting_queue = reqs
+
+    @property
+    def cut(self) -> Req | None:
+        """The half-prefilled request."""
+        return self._scheduler.chunked_req
+
+    @cut.setter
+    def cut(self, req: Req | None) -> None:
+        self._scheduler.chunked_req = req
+
+    def grammars(self) -> bool:
+        """Whether some wait for a grammar to be compiled."""
+        return bool(self._scheduler.grammar_manager.has_waiting_grammars())
+
+    def admit_ready_grammars(self) -> None:
+        """Put those whose grammar is ready into the queue."""
+        for req in self._scheduler.grammar_manager.get_ready_grammar_requests():
+            self._scheduler._add_request_to_queue(req)
+
+    def order(self, running: ScheduleBatch) -> None:
+        """Bring the queue into SGLang's own order."""
+        self._scheduler.policy.calc_priority(self._scheduler.waiting_queue, running)
+
+
+class EngineBatches:
+    """`ports.Batches` of a scheduler."""
+
+    def __init__(self, scheduler: stock.Scheduler) -> None:
+        self._scheduler = scheduler
+
+    @property
+    def iteration_number(self) -> int:
+        """Iterations launched so far."""
+        return int(self._scheduler.forward_ct)
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """The longest chunk that SGLang's flags permit; None: no limit."""
+        return self._scheduler.chunked_prefill_size
+
+    @property
+    def stock_ratio(self) -> float:
+        """What share of the declared output SGLang's own admission reckons with at present."""
+        return float(self._scheduler.new_token_ratio_tracker.current)
+
+    def running(self) -> list[Req]:
+        """Requests of SGLang's running batch."""
+        return self._scheduler.running_batch.reqs
+
+    def all(self) -> Iterable[ScheduleBatch | None]:
+        """The running batch, the last one, and those whose results wait."""
+        yield self._scheduler.running_batch
+        yield self._scheduler.last_batch
+        for batch, _ in getattr(self._scheduler, "result_queue", ()):
+            yield batch
+
+    def results_wait(self) -> bool:
+        """Whether results of an iteration are still to be processed."""
+        return bool(getattr(self._scheduler, "result_queue", ()))
+
+    def decode_batch(self, reqs: list[Req]) -> ScheduleBatch:
+        """A batch of requests whose KV is on the device up to their last token."""
+        return batches.decode_batch(self._scheduler._build_hisparse_decode_batch, reqs)
+
+    def request_slots(self, running: int) -> int:
+        """Requests that may be added to `running` ones."""
+        return int(self._scheduler.get_num_allocatable_reqs(running))
+
+    def build_prefill(self, planned: dict[Req, int], decoding: ScheduleBatch, mixed: bool) -> Any:
+        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it."""
+        self._scheduler.is_mixed_chunk = mixed
+        with self._only(planned):
+            return self._scheduler._get_new_batch_prefill_raw(None, decoding)
+
+    @contextlib.contextmanager
+    def _only(self, planned: dict[Req, int]) -> Iterator[None]:
+        """While SGLang's prefill code runs: the queue is the plan, in its order, and nobody reorders it.
+
+        If that code raises, those it had admitted give back their locks: they are in the queue as before.
+        """
+        s = self._scheduler
+        everyone, policy, adder, cut = s.waiting_queue, s.policy, stock.PrefillAdder, s.chunked_req
+        s.waiting_queue = offered = [r for r in planned if r is not cut]
+        s.policy = _KeepOrder
+        admitted: list[Req] = []
+        stock.PrefillAdder = partial(PlannedAdder, planned=planned, admitted=admitted)
+        try:
+            yield
+        except BaseException:
+            s.chunked_req = cut
+            if s.waiting_queue is offered:  # else they are in a batch already
+                for req in admitted:
+                    s.tree_cache.dec_lock_ref(req.last_node)
+            raise
+        finally:
+            stock.PrefillAdder, s.policy = adder, policy
+            left = set(s.waiting_queue)
+            gone = {req for req in offered if req not in left}
+            queue = [req for req in everyone if req not in gone] if gone else everyone
+            # whatever SGLang's code put into the queue meanwhile (a grammar that became ready) stays in it
+            queue.extend(req for req in s.waiting_queue if req not in planned)
+            s.waiting_queue = queue
+
+
+class _KeepOrder:
+    """In the place of SGLang's queue policy while a plan is applied."""
+
+    @staticmethod
+    def calc_priority(waiting_queue: list[Req], running_batch: ScheduleBatch) -> bool:
+        return False

@@ -1,0 +1,119 @@
+"""A request's way through the books: its row when it comes, what is told and learnt of it when it goes.
+
+Whoever keeps something by request is told from here: the table, the reporter, the predictor of lengths, pins, groups of
+prefixes. A request that left on a path of SGLang's own is found by a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from sglang_slo import clock
+from sglang_slo.core.slo import BEST_EFFORT
+from sglang_slo.server.limits import LimitError, received_s, slo_of
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
+
+    from sglang_slo.runtime.kv.look_up import PrefixLookUp
+    from sglang_slo.runtime.kv.preempt import Preemptor
+    from sglang_slo.runtime.kv.prefix_pins import Pins
+    from sglang_slo.runtime.kv.prefixes import PrefixGroups
+    from sglang_slo.runtime.ports import Ports
+    from sglang_slo.runtime.report.request_times import Reporter
+    from sglang_slo.runtime.requests.lengths import ArrivingLengths
+    from sglang_slo.runtime.scheduler.viewer import Viewer
+
+OLDEST_ARRIVAL_S = 600.0  # an arrival time further back is another host's clock
+
+
+class Lifecycle:
+    """Opens and closes requests. `reporter`, `lengths`: on the ranks that have them."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        look_up: PrefixLookUp,
+        groups: PrefixGroups,
+        pins: Pins,
+        reporter: Reporter | None,
+        lengths: ArrivingLengths | None,
+    ) -> None:
+        self._ports, self._look_up, self._groups, self._pins = ports, look_up, groups, pins
+        self._reporter, self._lengths = reporter, lengths
+        self.viewer: Viewer  # counts arrivals; it opens those that came in unseen, so each knows the other
+        ports.requests.closing = self._closing
+
+    def open(self, req: Req) -> None:
+        """Give a request its row; one that comes back (preempted, retracted) keeps it."""
+        p, new = self._ports, req.slo_row < 0
+        now, custom = p.agreed.now_s, req.sampling_params.custom_params
+        try:
+            slo, told_s = slo_of(custom, p.settings), received_s(custom)
+        except LimitError as error:  # HTTP refuses these at the door; an offline caller is told in the log
+            slo, told_s = BEST_EFFORT, None
+            p.trouble.happened("a limit could not be read: best effort", error)
+        sent_s = req.time_stats.created_time if told_s is None else told_s
+        # all of these are the host's monotone clock; what comes from another host counts from now
+        arrival_s = sent_s if 0 < sent_s <= now < sent_s + OLDEST_ARRIVAL_S else now
+        cached = self._look_up.cached_tokens(req) if new else 0
+        p.requests.open(req, slo, arrival_s, p.agreed.model, cached)
+        if new:
+            self._predicted(req)
+            self._tell(req, arrival_s)
+        self._look_up.look_up(req)
+        if new:
+            p.requests.table.prefix_group[req.slo_row] = self._groups.opened(req)
+            self.viewer.arrived(req)
+
+    def _predicted(self, req: Req) -> None:
+        requests, tick = self._ports.requests, self._ports.agreed.tick
+        quantiles = tick.log_quantiles.get(req.rid)
+        if quantiles is not None:
+            requests.predicted(req.slo_row, quantiles, tick.confidence)
+            req.slo_predicted_tokens = float(requests.table.expected_tokens[req.slo_row])
+            req.slo_bound_tokens = float(requests.table.remaining_tokens[req.slo_row])
+
+    def _tell(self, req: Req, arrival_s: float) -> None:
+        if self._reporter is None:
+            return
+        self._reporter.opened(req, arrival_s, self._ports.agreed.now_s)
+        if self._ports.settings.request_log and self._lengths is not None:
+            req.slo_features = self._lengths.for_log(req.rid)
+
+    def _closing(self, req: Req) -> None:
+        """A request's row is given back."""
+        self._pins.release(req.slo_row)
+        self._groups.closed(req.rid, int(self._ports.requests.table.prefix_group[req.slo_row]))
+
+    def gone(self, req: Req) -> None:
+        """A request has left: what was kept of it for learning is learnt from, or forgotten."""
+        if self._lengths is not None:
+            self._lengths.ended(req)
+
+    def shed(self, req: Req) -> None:
+        """A request was refused while it waited."""
+        self.gone(req)
+        if self._reporter is not None:
+            self._reporter.ended(req, clock.now(), "shed")
+
+    def sweep(self, step: NextBatchPlan | None, preempt: Preemptor) -> None:
+        """End the rows of requests that are nowhere any more."""
+        for req in self._ports.requests.sweep(self._alive(step, preempt)):
+            self.gone(req)
+            if self._reporter is not None:
+                self._reporter.ended(req, clock.now())
+
+    def _alive(self, step: NextBatchPlan | None, preempt: Preemptor) -> Iterator[Req]:
+        waiting = self._ports.waiting
+        found: Iterable = [*self._ports.batches.all(), self._ports.iteration.split]
+        if step is not None:
+            found = [*found, step.batch_to_run, step.running_batch]
+        for batch in found:
+            if batch is not None:
+                yield from batch.reqs
+        yield from waiting.reqs
+        yield from preempt.alive()
+        if waiting.cut is not None:
+            yield waiting.cut

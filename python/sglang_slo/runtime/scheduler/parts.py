@@ -1,0 +1,105 @@
+"""The parts of one scheduler, built in order and given to each other. Knows everybody, decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglang_slo import clock
+from sglang_slo.core.plan import Planner
+from sglang_slo.observe.observer import Observer
+from sglang_slo.runtime.kv.look_up import PrefixLookUp
+from sglang_slo.runtime.kv.preempt import Preemptor
+from sglang_slo.runtime.kv.prefix_pins import Pins
+from sglang_slo.runtime.kv.prefixes import PrefixGroups
+from sglang_slo.runtime.latency.online_fit import OnlineFit
+from sglang_slo.runtime.ports import Agreed, Iteration, KvPool, Ports, Ranks, Tick, Trouble
+from sglang_slo.runtime.report.gauges import GaugeReader
+from sglang_slo.runtime.report.request_times import Reporter, metric_labels
+from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.scheduler.applier import Applier
+from sglang_slo.runtime.scheduler.engine import EngineBatches, EngineQueue
+from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
+from sglang_slo.runtime.scheduler.news import News
+from sglang_slo.runtime.scheduler.planning import Planning
+from sglang_slo.runtime.scheduler.viewer import Viewer
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from sglang_slo.config import SloConfig
+    from sglang_slo.core.latency import LatencyModel
+    from sglang_slo.runtime.requests.lengths import ArrivingLengths
+
+MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `SloScheduler` is made of, beside SGLang."""
+
+    ports: Ports
+    observer: Observer
+    reporter: Reporter | None
+    lengths: ArrivingLengths | None
+    fit: OnlineFit
+    planner: Planner
+    preempt: Preemptor
+    pins: Pins
+    viewer: Viewer
+    lifecycle: Lifecycle
+    news: News
+    planning: Planning
+    gauges: GaugeReader
+
+
+def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, trouble: Trouble) -> Ports:
+    """The doors of one scheduler."""
+    s = scheduler
+    return Ports(
+        kv=KvPool(
+            s.tree_cache, s.token_to_kv_pool_allocator, s.req_to_token_pool, int(s.max_total_num_tokens)
+        ),
+        waiting=EngineQueue(s),
+        requests=RequestBook(config),
+        settings=config,
+        batches=EngineBatches(s),
+        agreed=Agreed(Tick(clock.now(), confidence=config.confidence_high), model),
+        iteration=Iteration(s.running_batch),
+        trouble=trouble,
+        tell=lambda answer, req: s.ipc_channels.send_to_tokenizer.send_output(answer, req),
+        ranks=Ranks(s.ps.tp_size, s.tp_cpu_group),
+    )
+
+
+def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap: bool) -> Parts:
+    """Everything, around the latency model that the server starts with."""
+    s, rank0 = scheduler, scheduler.ps.attn_tp_rank == 0
+    dp_rank = s.ps.dp_rank if s.server_args.dp_size > 1 else None
+    observer = Observer(config, rank0, metric_labels(s), dp_rank)
+    reporter = Reporter(observer, config.request_log_text) if rank0 else None
+    ports = ports_of(s, config, model, Trouble(observer))
+    table, capacity = ports.requests.table, ports.kv.capacity_tokens
+    look_up, groups = PrefixLookUp(ports.kv, table), PrefixGroups()
+    pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
+    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, bool(s.enable_lora))
+    lengths = s.make_lengths() if rank0 else None
+    lifecycle = Lifecycle(ports, look_up, groups, pins, reporter, lengths)
+    viewer = lifecycle.viewer = Viewer(ports, preempt, pins, lifecycle.open)
+    fit, planner = OnlineFit(model, overlap, log=rank0), Planner(config)
+    applier = Applier(ports, look_up, lifecycle.shed)
+    return Parts(
+        ports=ports,
+        observer=observer,
+        reporter=reporter,
+        lengths=lengths,
+        fit=fit,
+        planner=planner,
+        preempt=preempt,
+        pins=pins,
+        viewer=viewer,
+        lifecycle=lifecycle,
+        news=News(ports, fit, preempt, lambda: s.slo_lengths),
+        planning=Planning(ports, planner, viewer, preempt, applier, pins, groups, look_up, s.slo_fell_back),
+        gauges=GaugeReader(ports, preempt, viewer, fit.metrics, lengths, observer.lately),
+    )
