@@ -15,25 +15,16 @@ from sglang.srt.managers.io_struct import (
 )
 
 import real_scheduler as real
+from crowded import COUNT, SWAP, requests
 from sglang_slo.runtime.kv import host_pool
 from sglang_slo.runtime.kv.host_pool import ArenaHostPool
 
-COUNT = 10
-POOL = ["--max-total-tokens", "400"]
-# SGLang's admission with next to no reserve: too many get in, and KV runs short
-BOLD = ["--slo-kv", "stock", "--schedule-conservativeness", "0.05", "--slo-length", "none"]
-MANY = ["--slo-max-preemptions", "50"]
-SWAP = [*POOL, *BOLD, *MANY, "--slo-preempt", "swap", "--slo-host-kv-gb", "0.002"]
 OVERLAP = {"overlap": [], "no overlap": ["--disable-overlap-schedule"]}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def requests() -> list[Any]:
-    return [real.request(f"r{i}", p, 60 + 5 * i) for i, p in enumerate(real.prompts(COUNT, 20))]
 
 
 @pytest.fixture(scope="module")

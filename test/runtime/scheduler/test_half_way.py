@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_preempt import BOLD, COUNT, MANY, requests
 
 import real_scheduler as real
+from crowded import BOLD, COUNT, MANY, requests
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.plan import Planner
 from sglang_slo.runtime.kv.preempt import Preemptor
