@@ -76,8 +76,11 @@ class Planning:
         self._ports.iteration.split = None
         return running_batch
 
-    def end(self, step: NextBatchPlan, last_batch: ScheduleBatch | None) -> NextBatchPlan:
-        """This iteration's victims wait for prefill from now on; a part that decodes alone is what is launched."""
+    def end(self, step: NextBatchPlan, in_flight: bool) -> NextBatchPlan:
+        """This iteration's victims wait for prefill from now on; a part that decodes alone is what is launched.
+
+        `in_flight`: whether an iteration was launched just before.
+        """
         back, self._preempt.leaving = self._preempt.leaving, []
         self._ports.waiting.reqs.extend(back)
         for req in back:
@@ -86,13 +89,13 @@ class Planning:
         split = self._ports.iteration.split
         if split is not None:
             step = NextBatchPlan(batch_to_run=split, running_batch=step.running_batch)
-        self._watch(step, last_batch)
+        self._watch(step, in_flight)
         return step
 
-    def _watch(self, step: NextBatchPlan, last_batch: ScheduleBatch | None) -> None:
+    def _watch(self, step: NextBatchPlan, in_flight: bool) -> None:
         """Count plannings in a row that leave an idle device idle while somebody waits (`prefill` reads it)."""
         waiting = self._ports.waiting
-        idle = step.batch_to_run is None and last_batch is None and not self._ports.batches.results_wait()
+        idle = step.batch_to_run is None and not in_flight and not self._ports.batches.results_wait()
         somebody = waiting.reqs or waiting.cut is not None or not step.running_batch.is_empty()
         self._idle_plans = self._idle_plans + 1 if idle and somebody else 0
 

@@ -188,7 +188,7 @@ class SloScheduler(stock.Scheduler):
         running_batch = self.slo_planning.rejoin(running_batch)
         self.slo_ports.iteration.plan = None
         step = super().get_next_batch_to_run(running_batch, last_batch)
-        step = self.slo_planning.end(step, last_batch)
+        step = self.slo_planning.end(step, last_batch is not None)
         with self._noting("an iteration"):
             if self.slo_ports.iteration.plan is not None:
                 self._plan_log.add(self.forward_ct, self.slo_tick.now_s, self.slo_ports.iteration.plan)
