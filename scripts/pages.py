@@ -6,6 +6,7 @@ scripts/run.sh -- scripts/pages.py --check    says which are out of date; exit s
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,15 @@ def main(argv: list[str]) -> int:
 def pages() -> dict[str, str]:
     """Each page's name and text."""
     from sglang_slo.runtime.scheduler import flags
+    from sglang_slo.settings_schema import schema
 
     modes = "# SGLang's flags and modes\n\n" + NOTE + "\n\n" + MODES + "\n" + flags.markdown()
-    return {"flags.md": _flags(), "metrics.md": _metrics(), "modes.md": modes}
+    return {
+        "flags.md": _flags(),
+        "metrics.md": _metrics(),
+        "modes.md": modes,
+        "slo.schema.json": json.dumps(schema(), indent=1) + "\n",
+    }
 
 
 MODES = """*honoured*: works with the deadline scheduler. *refused*: the server does not start, and says why.
@@ -55,7 +62,8 @@ def _flags() -> str:
         "",
         "Every setting is a flag `--slo-...` and a key of `--slo-config FILE` (YAML, without",
     ]
-    lines += ["`slo-`); a flag beats the file. `--help` lists SGLang's own, all of which are taken.", ""]
+    lines += ["`slo-`); a flag beats the file. `--help` lists SGLang's own, all of which are taken."]
+    lines += ["[slo.schema.json](slo.schema.json) is the file's JSON schema, for editors and checks.", ""]
     lines += ["| flag | accepted | default | meaning |", "|---|---|---|---|"]
     for f in settings():
         accepted = ", ".join(f.metadata["choices"] or ()) or _kind(str(f.type), f.metadata["low"])
