@@ -26,7 +26,8 @@ TRIM = 0.05  # share of the errors cut off at either end before Hoeffding's rang
 def bucket_of(log_quantiles: Floats) -> NDArray[np.intp]:
     """Bucket [n] of each row of log quantiles [n, Q]: the octave of its median."""
     octave = np.floor(log_quantiles[:, MEDIAN] / math.log(2.0))
-    return np.clip(np.nan_to_num(octave), 0, BUCKETS - 1).astype(np.intp)
+    found: np.ndarray = np.clip(np.nan_to_num(octave), 0, BUCKETS - 1).astype(np.intp)
+    return found
 
 
 def hoeffding_pad(errors_tokens: Floats, confidence: float | Floats) -> Floats:

@@ -38,7 +38,8 @@ def predict_s(c: Coefficients, samples: Samples) -> Floats:
     """`LatencyModel.iteration_s` for arrays; float[n], seconds."""
     fixed = np.where(samples.extend, c.t0_extend, c.t0_decode) + c.c_req * samples.requests
     layers = np.maximum(c.c_tok * samples.new_tokens, c.w)
-    return fixed + layers + (c.c_attn * samples.pairs + c.c_kv * samples.context_tokens)
+    found: np.ndarray = fixed + layers + (c.c_attn * samples.pairs + c.c_kv * samples.context_tokens)
+    return found
 
 
 def fit(
@@ -176,4 +177,5 @@ def _solve(
     a, b = columns * scale * root_weight[:, None], seconds * root_weight
     lower = np.linalg.cholesky(a.T @ a + pull * np.eye(len(scale)))
     x, _ = nnls(lower.T, np.linalg.solve(lower, a.T @ b + pull * prior / scale))
-    return x * scale
+    found: np.ndarray = x * scale
+    return found

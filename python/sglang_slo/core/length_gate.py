@@ -35,7 +35,9 @@ class LengthGate:
         self._losses: deque[tuple[float, float]] = deque(maxlen=SCORED)
         self._marginal: Floats | None = None
         self._since = 0
-        self.saved = 0.0  # share of the marginal's loss that predictions saved lately; negative: they were worse
+        self.saved = (
+            0.0  # share of the marginal's loss that predictions saved lately; negative: they were worse
+        )
 
     def finished(self, predicted_log_quantiles: Floats, output_tokens: int) -> None:
         """Score one request that came to its own end."""

@@ -119,7 +119,8 @@ def _hazard_at(knots: Floats, length: Ints) -> Floats:
     piece = np.clip((knots <= x[:, None]).sum(axis=1) - 1, 0, knots.shape[1] - 2)
     rows = np.arange(len(knots))
     left, right = knots[rows, piece], knots[rows, piece + 1]
-    return _HAZARD[piece] + (x - left) * (_HAZARD[piece + 1] - _HAZARD[piece]) / (right - left)
+    found: Floats = _HAZARD[piece] + (x - left) * (_HAZARD[piece + 1] - _HAZARD[piece]) / (right - left)
+    return found
 
 
 def _log_length_at(knots: Floats, hazard: Floats) -> Floats:
@@ -128,7 +129,8 @@ def _log_length_at(knots: Floats, hazard: Floats) -> Floats:
     rows = np.arange(len(knots))
     left, right = knots[rows, piece], knots[rows, piece + 1]
     x = left + (hazard - _HAZARD[piece]) * (right - left) / (_HAZARD[piece + 1] - _HAZARD[piece])
-    return np.minimum(x, _MAX_LOG)
+    found: Floats = np.minimum(x, _MAX_LOG)
+    return found
 
 
 def _whole(remaining: Floats, generated: Ints, most: Ints) -> Ints:

@@ -174,7 +174,7 @@ class RequestTable:
         last, n = self.last_token_s[rows], self.out_tokens[rows] + self.inflight_tokens[rows]
         first = np.where(self.first_token_s[rows] > -math.inf, self.first_token_s[rows], last)
         tbt, tpot = self.tbt_s[rows], self.tpot_s[rows]
-        due = last + tbt * (1 - margin)
+        due: np.ndarray = last + tbt * (1 - margin)
         paced = self.gap_rule[rows] == GapRule.PACE
         if paced.any():
             due = np.where(paced & np.isfinite(tbt), first + (n - margin) * np.where(paced, tbt, 0.0), due)
@@ -206,33 +206,40 @@ class RequestTable:
         The 99th percentile of G gaps by nearest rank is the one at place floor(G / 100) + 1 from the longest, so
         floor(G / 100) of them may be too long. Counted on what it has written: a prediction might not come true.
         """
-        return self.gaps[rows] // 100 - self.missed_gaps[rows]
+        found: np.ndarray = self.gaps[rows] // 100 - self.missed_gaps[rows]
+        return found
 
     def feasible(self, rows: np.ndarray) -> np.ndarray:
         """Which rows can still be given all that they were promised, as far as is known; bool[n]."""
-        return self.promised[rows] & ~self.lost[rows]
+        found: np.ndarray = self.promised[rows] & ~self.lost[rows]
+        return found
 
     # -- KV
 
     def context_tokens(self, rows: np.ndarray) -> np.ndarray:
         """KV that each row's next token needs, tokens; int[n]."""
-        return self.prompt_tokens[rows] + self.output_tokens[rows]
+        found: np.ndarray = self.prompt_tokens[rows] + self.output_tokens[rows]
+        return found
 
     def prefill_tokens(self, rows: np.ndarray) -> np.ndarray:
         """Tokens each waiting row still has to compute before its next token; int[n], at least 1."""
-        return np.maximum(self.context_tokens(rows) - self.history_tokens[rows], 1)
+        found: np.ndarray = np.maximum(self.context_tokens(rows) - self.history_tokens[rows], 1)
+        return found
 
     def held_tokens(self, rows: np.ndarray) -> np.ndarray:
         """KV that each row holds, or will hold once prefilled, alone; int[n]."""
-        return self.context_tokens(rows) - self.shared_tokens[rows]
+        found: np.ndarray = self.context_tokens(rows) - self.shared_tokens[rows]
+        return found
 
     def non_preemptible(self, rows: np.ndarray) -> np.ndarray:
         """Which rows were preempted as often as anyone may be, and have to stay to their end; bool[n]."""
-        return self.preemptions[rows] >= max(self.max_preemptions, 1)
+        found: np.ndarray = self.preemptions[rows] >= max(self.max_preemptions, 1)
+        return found
 
     def declared_remaining(self, rows: np.ndarray) -> np.ndarray:
         """What each row may still write by what was declared, at least 1; int[n]."""
-        return np.maximum(self.declared_tokens[rows] - self.output_tokens[rows], 1)
+        found: np.ndarray = np.maximum(self.declared_tokens[rows] - self.output_tokens[rows], 1)
+        return found
 
     def _grow(self) -> None:
         self._free = list(range(self.capacity, 2 * self.capacity))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sglang_slo.estimator import evaluate, store, training
+from sglang_slo.estimator import evaluate, features, store, training
 from sglang_slo.estimator.data import DataError, read
 
 
@@ -90,7 +90,7 @@ def _show(options: argparse.Namespace) -> int:
 def _described(saved: store.Saved) -> dict[str, Any]:
     model = saved.model
     return {
-        "features_version": store.features.VERSION,
+        "features_version": features.VERSION,
         "rows": model.rows,
         "rounds": model.rounds,
         "calibration_rows": len(saved.logs),

@@ -95,10 +95,12 @@ class Space:
         begin = np.searchsorted(there, SLOTS * np.arange(len(rows) + 1))
         scaled = weights * self.idf[:-1]
         sums = [_row_sums(w[used], begin) for w in (*scaled, self.idf[:-1] ** 2)]
-        return np.stack(sums[:-1], axis=1) / np.sqrt(np.maximum(sums[-1], 1e-9))[:, None]
+        found: np.ndarray = np.stack(sums[:-1], axis=1) / np.sqrt(np.maximum(sums[-1], 1e-9))[:, None]
+        return found
 
     def _word_length(self, rows: Rows) -> Floats:
-        return np.sqrt(np.maximum((self.idf**2)[rows["grams"]].sum(axis=1), 1e-9))
+        found: np.ndarray = np.sqrt(np.maximum((self.idf**2)[rows["grams"]].sum(axis=1), 1e-9))
+        return found
 
     def dense(self, rows: Rows) -> NDArray[np.float32]:
         """[n, DENSE]: standardised, unknown values at the mean."""
@@ -115,7 +117,8 @@ class Space:
         out -= (self.landmarks**2).sum(axis=1)
         np.minimum(out, 0, out=out)
         out /= self.width
-        return np.exp(out, out=out)
+        found: np.ndarray = np.exp(out, out=out)
+        return found
 
 
 _SPACE_FIELDS = ("idf", "mean", "scale", "landmarks", "width")

@@ -114,7 +114,8 @@ def _boost(
 
 def _offset(answers: Floats) -> Floats:
     """What the head says [n] in log units over the typical length: the trees start from there."""
-    return OFFSET_SHARE * 2 * np.log(np.maximum(answers.mean(axis=1), 0.1))
+    found: np.ndarray = OFFSET_SHARE * 2 * np.log(np.maximum(answers.mean(axis=1), 0.1))
+    return found
 
 
 def _held_out(prompt: NDArray[np.uint64], seed: int) -> NDArray[np.bool_]:

@@ -133,7 +133,10 @@ def _endings(
 
 
 def _within(codes: NDArray[np.uint32], known: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    return np.logical_or.reduce([codes == code for code in known])  # a few: faster than any search
+    found: np.ndarray = np.logical_or.reduce(
+        [codes == code for code in known]
+    )  # a few: faster than any search
+    return found
 
 
 def _numbers(

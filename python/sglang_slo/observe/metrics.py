@@ -197,7 +197,8 @@ def _picked(figures: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
     value: Any = figures
     for key in path:
         value = value[key]
-    return value / 1e3 if value is not None and path[0].endswith("_ms") else value
+    figure: float | None = value
+    return figure / 1e3 if figure is not None and path[0].endswith("_ms") else figure
 
 
 def _durations(record: RequestRecord, verdict: Verdict) -> dict[str, float]:
@@ -220,7 +221,7 @@ def hide_gone() -> None:
     """In this process, leave our gauges that are NaN, whose subject is gone, out of every scrape. Idempotent."""
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    original = MultiProcessCollector.collect
+    original: Any = MultiProcessCollector.collect
     if getattr(original, "hides_gone", False):
         return
 

@@ -44,7 +44,7 @@ def _harmless(method: Method[P, R]) -> Method[P, R | None]:
             self.trouble.happened(f"observing failed in {method.__name__}", clock.now(), error)
             return None
 
-    return wrapped
+    return wrapped  # type: ignore[return-value]  # functools.wraps forgets that it is a method
 
 
 class Observer:

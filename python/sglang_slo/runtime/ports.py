@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
 
     from sglang_slo.config import SloConfig
+    from sglang_slo.core.iteration_plan import IterationPlan
     from sglang_slo.core.latency import LatencyModel
-    from sglang_slo.core.plan import IterationPlan
     from sglang_slo.observe.observer import Observer
     from sglang_slo.runtime.requests.registry import RequestBook
 

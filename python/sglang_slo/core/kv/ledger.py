@@ -133,7 +133,7 @@ class ForecastLedger:
         declared: np.ndarray | None = None,
     ) -> None:
         self._near = Forecast(held, remaining, shared_tokens, near)
-        self._make_far = lambda: Forecast(held, remaining, shared_tokens, far)
+        self._make_far: Callable[[], Forecast] = lambda: Forecast(held, remaining, shared_tokens, far)
         self._far: Forecast | None = None  # made when it is first asked for
         self._entered: list[Need] = []
         if final is None or declared is None or not final.any():

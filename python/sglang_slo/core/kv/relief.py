@@ -128,7 +128,10 @@ def groups(pool: Pool, model: LatencyModel, base_s: float, victims: str, trusted
 
     def ordered(pick: np.ndarray, *keys: np.ndarray) -> np.ndarray:
         positions = np.flatnonzero(pick & allowed)
-        return positions[np.lexsort((-seq[positions], *(key[positions] for key in reversed(keys))))]
+        found: np.ndarray = positions[
+            np.lexsort((-seq[positions], *(key[positions] for key in reversed(keys))))
+        ]
+        return found
 
     return _Groups(
         ordered(~feasible, -score),

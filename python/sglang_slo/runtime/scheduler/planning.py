@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
 
 from sglang_slo import clock
-from sglang_slo.core.plan import IterationPlan, Planner
+from sglang_slo.core.iteration_plan import IterationPlan
+from sglang_slo.core.plan import Planner
 from sglang_slo.runtime.requests import batches
 
 if TYPE_CHECKING:
