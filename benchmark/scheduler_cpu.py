@@ -36,12 +36,14 @@ from scipy.optimize import nnls
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 from sglang_slo.estimator.trainer import InlineTrainer
+from sglang_slo.runtime.scheduler.planning import Planning
 from sglang_slo.twin.sim import driver, virtual
 from sglang_slo.twin.sim.feeder import Feeder
 from sglang_slo.twin.sim.recorder import Recorder
 from sglang_slo.twin.sim.worker import TwinWorker
 from sglang_slo.twin.workloads.workload import Workload, load_workload
 
+PLAN = Planning._make_plan
 # What a real server does elsewhere, or not at all.
 TWINS_OWN = (
     (TwinWorker, "forward_batch_generation"),
@@ -76,8 +78,16 @@ class Meter:
 
         return timed
 
+    def planned(self, planning: Planning, running_batch: Any) -> Any:
+        """In the place of `Planning._make_plan`, which is `PLAN`: the same, timed."""
+        sizes = len(running_batch.reqs), len(planning._ports.waiting.reqs)
+        began = time.thread_time()  # the machine may be busy with other work
+        plan = PLAN(planning, running_batch)
+        self.plan_s.append((*sizes, time.thread_time() - began))
+        return plan
+
     def watcher(self) -> type:
-        """A mixin that times the loop, and planning where there is any."""
+        """A mixin that times the loop."""
         meter = self
 
         class Timed:
@@ -86,14 +96,15 @@ class Meter:
                 super().run_event_loop()  # type: ignore[misc]
                 meter.loop_s += time.thread_time() - began
 
-            def _make_plan(self, running_batch: Any) -> Any:
-                sizes = len(running_batch.reqs), len(self.waiting_queue)  # type: ignore[attr-defined]
-                began = time.thread_time()  # the machine may be busy with other work
-                plan = super()._make_plan(running_batch)  # type: ignore[misc]
-                meter.plan_s.append((*sizes, time.thread_time() - began))
-                return plan
-
         return Timed
+
+    def timing(self) -> Any:
+        """While it is open, plannings are timed."""
+
+        def timed(planning: Planning, running_batch: Any) -> Any:
+            return self.planned(planning, running_batch)
+
+        return mock.patch.object(Planning, "_make_plan", timed)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -101,6 +112,7 @@ class Meter:
         with contextlib.ExitStack() as stack:
             for owner, name in TWINS_OWN:
                 stack.enter_context(mock.patch.object(owner, name, self.excluded(getattr(owner, name))))
+            stack.enter_context(self.timing())
             stack.enter_context(streaming())
             yield
 
@@ -176,22 +188,20 @@ def planning(
     running: int, waiting: int, samples: int, argv: list[str], kv_short: bool = False
 ) -> list[float]:
     """Milliseconds of planning with at least so many running and waiting, `samples` of them."""
-    meter = Meter()
-    base = meter.watcher()
     found: list[float] = []
 
-    class Counted(base):  # type: ignore[valid-type, misc]
-        def _make_plan(self, running_batch: Any) -> Any:
-            plan = super()._make_plan(running_batch)
-            runs, waits, seconds = meter.plan_s[-1]
+    class Counting(Meter):
+        def planned(self, planning: Planning, running_batch: Any) -> Any:
+            plan = super().planned(planning, running_batch)
+            runs, waits, seconds = self.plan_s[-1]
             if runs >= running and waits >= waiting:
                 found.append(seconds * 1e3)
                 if len(found) >= samples:
                     raise EnoughSeen
             return plan
 
-    with contextlib.suppress(EnoughSeen):
-        driver.run(crowd(running + 64, waiting + 512, kv_short), "slo", argv, watcher=Counted)
+    with contextlib.suppress(EnoughSeen), Counting().timing():
+        driver.run(crowd(running + 64, waiting + 512, kv_short), "slo", argv)
     return found
 
 
@@ -203,7 +213,8 @@ def planning_cost(running: int, waiting: int, argv: list[str]) -> dict[str, floa
     rows: list[tuple[float, float, float, float]] = []
     for kv_short in (False, True):
         meter = Meter()
-        driver.run(crowd(running, waiting, kv_short), "slo", argv, watcher=meter.watcher())
+        with meter.timing():
+            driver.run(crowd(running, waiting, kv_short), "slo", argv)
         rows += [(runs, waits, float(kv_short and waits > 0), s) for runs, waits, s in meter.plan_s if runs]
     sizes, seconds = np.array(rows)[:, :3], np.array(rows)[:, 3]
     design = np.column_stack((np.ones(len(rows)), sizes))

@@ -44,6 +44,10 @@ class VirtualEngine:
         self.busy_until_s = start + duration
         return start, self.busy_until_s
 
+    def spend(self, seconds: float) -> None:
+        """CPU time of the scheduler goes by before its next launch; the pass in flight goes on meanwhile."""
+        self.now_s += seconds
+
     def not_before(self, time_s: float) -> None:
         """The next pass begins at `time_s` at the earliest: it needs something that is there then."""
         self.busy_until_s = max(self.busy_until_s, time_s)

@@ -21,9 +21,11 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.runtime.requests.lengths import ArrivingLengths, length_folder
+from sglang_slo.runtime.scheduler.planning import EVERYONE_DECODES
 from sglang_slo.twin import predictors
 from sglang_slo.twin.sim.feeder import Feeder
 from sglang_slo.twin.sim.host_pool import VirtualHostPool
+from sglang_slo.twin.sim.planning_cost import KV_SHORT_SHARE, fitted
 from sglang_slo.twin.sim.recorder import Recorder, request_id
 from sglang_slo.twin.sim.worker import TwinWorker
 from sglang_slo.twin.workloads.workload import Workload
@@ -107,11 +109,24 @@ class _Virtual:
             send_metrics_from_scheduler=None,
         )
 
+    def get_new_batch_prefill(self: Any, running_batch: Any) -> Any:
+        """SGLang's or ours; ours takes its time where there is something to plan."""
+        running, waiting = len(running_batch.reqs), len(self.waiting_queue)
+        kv_short = self._twin_free() < KV_SHORT_SHARE * self.max_total_num_tokens
+        step = super().get_new_batch_prefill(running_batch)  # type: ignore[misc]
+        ports = getattr(self, "slo_ports", None)
+        plan = None if ports is None else ports.iteration.plan
+        if plan is not None and plan is not EVERYONE_DECODES:
+            self.twin_recorder.engine.spend(fitted().seconds(running, waiting, kv_short))
+        return step
+
     def run_batch(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         result = super().run_batch(batch, *args, **kwargs)  # type: ignore[misc]
-        free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
-        self.twin_recorder.pool_state(self.max_total_num_tokens - free, len(self.waiting_queue))
+        self.twin_recorder.pool_state(self.max_total_num_tokens - self._twin_free(), len(self.waiting_queue))
         return result
+
+    def _twin_free(self: Any) -> int:
+        return int(self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size())
 
     def process_batch_result(self: Any, batch: Any, result: Any) -> None:
         self.twin_recorder.engine.take_result(result.end_s)
