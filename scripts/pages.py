@@ -47,8 +47,8 @@ MODES = """*honoured*: works with the deadline scheduler. *refused*: the server 
 `/slo/status` say.
 """
 METRICS = """With `--enable-metrics` these stand in SGLang's own `/metrics`, beside `sglang:*`. Times are in seconds.
-Every metric has SGLang's labels (`model_name`, `engine_type`, `tp_rank`, ...); others are named below. Class names come
-from the server's settings, so their number is bounded.
+Every metric but `sglang_slo_http_requests_total` has SGLang's labels (`model_name`, `engine_type`, `tp_rank`, ...); others
+are named below. Class names come from the server's settings, so their number is bounded.
 """
 
 
@@ -92,7 +92,7 @@ def _metrics() -> str:
 
     lines = ["# Metrics", "", NOTE, "", METRICS, "| metric | type | labels | meaning |", "|---|---|---|---|"]
     tables: dict[str, Mapping[str, Any]] = {
-        "counter": metrics.COUNTERS,
+        "counter": metrics.COUNTERS | metrics.HTTP_COUNTERS,
         "histogram": metrics.HISTOGRAMS,
         "gauge": metrics.GAUGES,
     }

@@ -36,6 +36,7 @@ BODY: list[BadLimit] = [
         ("negative mean", '{"tpot_ms": -5}', "slo.tpot_ms"),
         ("text for an end", '{"e2e_ms": "1s"}', "slo.e2e_ms"),
         ("text for a pace", '{"tbt_ms": 50, "pace": "yes"}', "slo.pace"),
+        ("text for whether to tell the verdict", '{"verdict": "yes"}', "slo.verdict"),
         ("null pace", '{"tbt_ms": 50, "pace": null}', "slo.pace"),
         ("pace of nothing", '{"ttft_ms": 500, "pace": true}', "slo.pace"),
         ("pace and percentile", '{"tbt_ms": 50, "pace": true, "percentile": 99}', "slo.pace"),

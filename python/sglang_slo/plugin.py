@@ -81,10 +81,9 @@ def register() -> None:
     if _may_tokenize():
         _at_the_door()
     if _may_serve_http():
-        from sglang_slo.observe import answers, metrics
+        from sglang_slo.server import verdicts
 
-        answers.install_openai()
-        metrics.hide_gone()
+        verdicts.install()
     from sglang_slo.runtime.scheduler.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
@@ -95,7 +94,7 @@ def _at_the_door() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from sglang_slo.observe import answers
-    from sglang_slo.server import inputs, refusals
+    from sglang_slo.server import inputs, refusals, verdicts
     from sglang_slo.server.door import Door
 
     config = settings()
@@ -103,7 +102,7 @@ def _at_the_door() -> None:
     HookRegistry.register(f"{MANAGER}.generate_request", Door(config).hook, HookType.AROUND)
     HookRegistry.register(f"{MANAGER}._create_tokenized_object", inputs.checked, HookType.AROUND)
     HookRegistry.register(f"{MANAGER}._handle_abort_finish_reason", refusals.noted, HookType.AROUND)
-    answers.install()
+    answers.install(verdicts.heard)
 
 
 def _may_serve_http() -> bool:

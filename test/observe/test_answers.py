@@ -59,7 +59,7 @@ def test_answers_without_a_verdict_are_left_alone(reason: Any) -> None:
 
 
 def test_wrapped_answers_close_what_they_wrap_when_the_client_leaves() -> None:
-    closed = []
+    closed, told = [], []
 
     async def answers() -> AsyncIterator[dict[str, Any]]:
         try:
@@ -69,11 +69,11 @@ def test_wrapped_answers_close_what_they_wrap_when_the_client_leaves() -> None:
             closed.append(True)
 
     async def client() -> None:
-        stream = judged_answers(answers)
+        stream = judged_answers(answers, told.append)
         first = await stream.__anext__()
         assert first["meta_info"] == {"finish_reason": {"type": "stop"}, "slo": {}}
         await stream.aclose()  # type: ignore[attr-defined]
-        assert closed
+        assert closed and told == [{}]
 
     asyncio.run(client())
 
@@ -86,9 +86,9 @@ def test_install_wraps_sglangs_answers_once() -> None:
     original = TokenizerManager._wait_one_response
     try:
         assert inspect.isasyncgenfunction(original)
-        install()
+        install(print)
         wrapped = TokenizerManager._wait_one_response
-        install()
+        install(print)
         assert TokenizerManager._wait_one_response is wrapped is not original
     finally:
         TokenizerManager._wait_one_response = original

@@ -14,6 +14,7 @@ from sglang_slo.core.slo import SloClass
 from sglang_slo.server import refusals
 from sglang_slo.server.door import Door
 from sglang_slo.server.ingress import Ingress
+from sglang_slo.server.verdicts import heard
 
 CONFIG = SloConfig(classes={"chat": SloClass(500, 50)}, queue_limit_s=12.3)
 PATHS = [
@@ -172,3 +173,40 @@ def test_a_client_that_leaves_before_its_body_is_sent_is_forgotten() -> None:
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": []}
     asyncio.run(Ingress(Behind(), CONFIG)(scope, gone, send))
     assert not sent
+
+
+ENDS = {
+    b'data: {"id": "1", "object": "chat.completion.chunk", "choices": []}\n\n': b"data: [DONE]\n\n",
+    b'event: message_delta\ndata: {"type": "message_delta"}\n\n': b"event: message_stop\ndata: {}\n\n",
+    b'data: {"text": "a", "meta_info": {"slo": {}}}\n\n': b"data: [DONE]\n\n",  # /generate: has it
+}
+
+
+@pytest.mark.parametrize("verdicts", [[], [{"attained": True}], [{"attained": True}, {"attained": False}]])
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("last", ENDS)
+def test_a_stream_tells_the_verdict_in_one_more_event_to_those_who_ask(
+    last: bytes, asked: bool, verdicts: list[Any]
+) -> None:
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        Door(CONFIG).hook(lambda *_: None, None, GenerateReqInput(text="a"))
+        for verdict in verdicts:
+            heard(verdict)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"data: {}\n\n", last, ENDS[last]):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    headers = {"x-slo-verdict": "true", "x-slo-class": "chat"} if asked else {"x-slo-class": "chat"}
+    text = b"".join(m.get("body", b"") for m in call(behind, "/v1/any", [b"{}"], headers))
+    plain = b"data: {}\n\n" + last + ENDS[last]
+    if not asked or not verdicts or b"meta_info" in last:
+        assert text == plain
+        return
+    begin, end = len(plain) - len(ENDS[last]), len(text) - len(ENDS[last])
+    assert text[:begin] + text[end:] == plain  # just before the end
+    event = json.loads(text[begin:end].partition(b"data: ")[2])
+    told = event["slo"] if event.get("type") == "slo" else event["metadata"]["slo"]
+    assert told == (verdicts[0] if len(verdicts) == 1 else verdicts)
+    assert event.get("choices", []) == []

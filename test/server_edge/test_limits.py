@@ -235,3 +235,10 @@ def test_names_of_other_systems_stand_for_classes_that_exist() -> None:
         SloConfig(classes=CLASSES, service_tiers={"flex": "gold"})
     config = SloConfig(classes=CLASSES, service_tiers={"flex": "batch"}, objectives={"fast": "chat"})
     assert SloConfig.from_json(config.to_json()) == config
+
+
+def test_asking_for_the_verdict_is_no_limit() -> None:
+    strict = SloConfig(classes=CLASSES, classes_only=True)
+    assert resolve(asked({"verdict": True}), strict).slo_class == "default"
+    assert resolve(asked({"class": "chat", "verdict": True}), strict) == CHAT.slo("chat")
+    assert resolve(asked(headers={"x-slo-verdict": "true"}), CONFIG).best_effort

@@ -1,4 +1,4 @@
-"""Brings the verdict on a request to its client: `meta_info.slo` of `/generate`, `metadata.slo` of OpenAI answers.
+"""Brings the verdict on a request to its client: `meta_info.slo` of `/generate`; other APIs: server/verdicts.py.
 
 The scheduler ties the verdict to the request's finish reason (`attach`), the one thing that travels with the
 last piece of output only, through detokenizer and every streaming mode, unchanged. As finish reasons hold
@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 KEY = "slo"
+Heard = Callable[[dict[str, Any]], None]
 
 
 def attach(req: Any, answer: dict[str, Any]) -> None:
@@ -34,18 +35,23 @@ def move(meta_info: dict[str, Any]) -> None:
 
 
 async def judged_answers(
-    original: Callable[..., AsyncIterator[dict[str, Any]]], *args: Any, **kwargs: Any
+    original: Callable[..., AsyncIterator[dict[str, Any]]], heard: Heard, *args: Any, **kwargs: Any
 ) -> AsyncIterator[dict[str, Any]]:
-    """The answers of `original`, the last one with its verdict in place."""
+    """The answers of `original`, the last one with its verdict in place, which `heard` is told as well."""
     answers = original(*args, **kwargs)
     async with contextlib.aclosing(answers) as closing:  # type: ignore[type-var]
         async for answer in closing:
             move(answer["meta_info"])
+            if KEY in answer["meta_info"]:
+                heard(answer["meta_info"][KEY])
             yield answer
 
 
-def install() -> None:
-    """Wrap the tokenizer manager of this process (HTTP server, tokenizer worker, `Engine`). Idempotent."""
+def install(heard: Heard) -> None:
+    """Wrap the tokenizer manager of this process (HTTP server, tokenizer worker, `Engine`). Idempotent.
+
+    `heard` is called with each verdict, in the task that waits for the answer.
+    """
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
     original = TokenizerManager._wait_one_response
@@ -53,34 +59,7 @@ def install() -> None:
         return
 
     def wait_one_response(*args: Any, **kwargs: Any) -> AsyncIterator[dict[str, Any]]:
-        return judged_answers(original, *args, **kwargs)
+        return judged_answers(original, heard, *args, **kwargs)
 
     wait_one_response.judged = True  # type: ignore[attr-defined]
     TokenizerManager._wait_one_response = wait_one_response
-
-
-def install_openai() -> None:
-    """Let chat and text completions that are answered whole carry the verdict on each choice. Idempotent."""
-    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-    from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
-
-    for serving, name in (
-        (OpenAIServingChat, "_build_chat_response"),
-        (OpenAIServingCompletion, "_build_completion_response"),
-    ):
-        original = getattr(serving, name)
-        if not getattr(original, "judged", False):
-            setattr(serving, name, _with_verdicts(original))
-
-
-def _with_verdicts(build: Callable[..., Any]) -> Callable[..., Any]:
-    def judged(self: Any, request: Any, ret: list[dict[str, Any]], created: int) -> Any:
-        response = build(self, request, ret, created)
-        verdicts = [answer["meta_info"].get(KEY) for answer in ret]
-        if any(verdicts) and hasattr(response, "metadata"):
-            told = verdicts[0] if len(verdicts) == 1 else verdicts
-            response.metadata = {**(response.metadata or {}), KEY: told}
-        return response
-
-    judged.judged = True  # type: ignore[attr-defined]
-    return judged

@@ -55,6 +55,12 @@ COUNTERS = {  # without `_total`, which the client adds
     "length_models_trained": ("Length models trained and taken", ()),
     "length_models_rejected": ("Length models trained and found no better", ()),
 }
+HTTP_COUNTERS = {  # of the HTTP processes, without SGLang's labels
+    "http_requests": (
+        "Requests for the model by the endpoint that they came by; limits: with, without",
+        ("endpoint", "limits"),
+    ),
+}
 HISTOGRAMS = {
     "ttft_seconds": ("Arrival to first token", TTFT_BUCKETS_S),
     "e2e_seconds": ("Arrival to last token", E2E_BUCKETS_S),

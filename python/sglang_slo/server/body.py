@@ -151,6 +151,7 @@ _ONCE = {
     "percentile",
     "max_pause_ms",
     "class",
+    "verdict",
     "custom_params",
     "sampling_params",
     "metadata",

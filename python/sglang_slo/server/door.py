@@ -55,12 +55,14 @@ class Door:
             obj.input_ids = list(obj.input_ids["input_ids"])
         try:
             parallel(obj)
-            limited = self.admit(obj, visit, own=_sglangs_own(manager, obj))
+            own = _sglangs_own(manager, obj)
+            limited = self.admit(obj, visit, own)
         except FieldError as error:
             if visit is not None:
                 visit.reached, visit.refused = True, error
             raise
-        counts.note(visit.path if visit is not None else "offline", limited)
+        if not own:
+            counts.note(visit.path if visit is not None else "offline", limited)
         return generate(manager, obj, request)
 
     def admit(self, obj: Any, visit: Visit | None, own: bool = False) -> bool:
@@ -73,6 +75,8 @@ class Door:
             visit.reached, received_s = True, visit.arrived_s()
         rows = list(self._rows(obj, visit))
         asked = [limits for _, limits in rows]
+        if visit is not None:
+            visit.tell = any(limits.given.get("verdict") for limits in asked)
         slos = [resolve(limits, self.config) if limits.given else self._default for limits in asked]
         for slo, limits in zip(slos, asked, strict=True):
             if self.config.require and not own and slo.best_effort and "class" not in limits.given:

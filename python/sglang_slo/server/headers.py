@@ -3,7 +3,7 @@
 `x-slo-`, `x-sgl-slo-` and `x-llm-d-slo-` begin the same names; several spellings of one limit must agree:
 
     ttft-ms tbt-ms tpot-ms e2e-ms max-pause-ms   a number; `-s` and `-us` for `-ms`; or a duration: 2500ms, 2.5s, 300us
-    pace  percentile  class                      true or false; 99; the name of a class
+    pace  percentile  class  verdict             true or false; 99; the name of a class; true or false
 
 `tpot` is the mean time per output token, as everywhere in the field. A gateway that counts a limit down sends
 `ttft-ms: 0` (or e2e) once it is overdue: the smallest limit, then, which is judged as missed.
@@ -35,7 +35,7 @@ _STEMS = {field.removesuffix("_ms"): field for field in NUMBERS_MS}
 _MAY_BE_OVERDUE = ("ttft_ms", "e2e_ms")
 _DECIMAL = re.compile(r"([0-9]{1,400}(?:\.[0-9]{1,400})?(?:[eE][+-]?[0-9]{1,3})?)(ms|us|s)?", re.ASCII)
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
-_ACCEPTED = "ttft, tbt, tpot, e2e or max-pause with -ms, -s or -us; pace, percentile, class"
+_ACCEPTED = "ttft, tbt, tpot, e2e or max-pause with -ms, -s or -us; pace, percentile, class, verdict"
 
 
 class Gathered:
@@ -105,7 +105,7 @@ def parse_objective(headers: Iterable[tuple[str, str]], config: SloConfig) -> Li
 def _read(key: str, text: str, where: str, unit: str | None) -> tuple[str, Any]:
     if key == "class":
         return key, class_name(text, where)
-    if key == "pace":
+    if key in ("pace", "verdict"):
         if text.lower() not in _TRUE + _FALSE:
             raise LimitError(where, f"need true or false, got {shown(text)}")
         return key, text.lower() in _TRUE

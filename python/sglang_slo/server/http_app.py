@@ -14,8 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from sglang_slo.config import SloConfig
-from sglang_slo.observe import answers, metrics
+from sglang_slo.observe import metrics
 from sglang_slo.observe.http import add_routes
+from sglang_slo.server import verdicts
 from sglang_slo.server.ingress import Ingress
 
 WORKER_APP = "sglang_slo.server.http_worker:app"
@@ -31,7 +32,7 @@ def prepare(app: Any, config: SloConfig) -> None:
     add_routes(app)
     if config.policy == "off":
         return
-    answers.install_openai()
+    verdicts.install()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # before that is set the client must not be imported
         metrics.hide_gone()
     if not any(m.cls is Ingress for m in app.user_middleware):

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from sglang_slo.config import SloConfig
 from sglang_slo.server.errors import FieldError
 from sglang_slo.server.refusals import Send, refuse, turn_away
+from sglang_slo.server.verdicts import LastEvent
 from sglang_slo.server.visit import VISIT, Message, Receive, Visit
 
 App = Callable[[Message, Receive, Send], Awaitable[None]]
@@ -49,6 +50,7 @@ class Answer:
     def __init__(self, visit: Visit, send: Send) -> None:
         self._visit, self._send = visit, send
         self._held: Message | None = None
+        self._last_event = LastEvent(visit)
         self._begun = self._replaced = False
 
     async def send(self, message: Message) -> None:
@@ -65,6 +67,8 @@ class Answer:
                 return
             self._begun = True
             await self._send(held)
+        if message["type"] == "http.response.body" and message.get("more_body"):
+            message = {**message, "body": self._last_event.before(message.get("body", b""))}
         await self._send(message)
 
     async def replaced(self) -> bool:

@@ -21,7 +21,8 @@ from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import CUSTOM_CLASS, DEFAULT_CLASS, LIMITS_MS, Slo, SloClass
 from sglang_slo.server.errors import FieldError, name, shown
 
-FIELDS = (*LIMITS_MS, "pace", "percentile", "max_pause_ms", "class")
+FIELDS = (*LIMITS_MS, "pace", "percentile", "max_pause_ms", "class", "verdict")
+NO_NUMBERS = ("class", "verdict")  # a class says its own numbers; whether to tell the verdict is no limit
 
 
 class LimitError(FieldError):
@@ -96,7 +97,7 @@ def _value(key: Any, value: Any, where: str) -> Any:
         return class_name(value, where)
     if key in NUMBERS_MS:
         return None if value is None else number(value, where)
-    if key == "pace":
+    if key in ("pace", "verdict"):
         if not isinstance(value, bool):
             raise LimitError(where, f"need true or false, got {shown(value)}")
         return value
@@ -115,7 +116,7 @@ def resolve(limits: Limits, config: SloConfig) -> Slo:
     What was not asked for comes from the class named, else from the server's default class or numbers.
     """
     given = limits.given
-    own = [field for field in given if field != "class"]
+    own = [field for field in given if field not in NO_NUMBERS]
     if config.classes_only and own:
         raise LimitError(limits.where[own[0]], f"this server accepts classes only: {_classes(config)}")
     label = given.get("class")

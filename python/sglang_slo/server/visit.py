@@ -45,6 +45,8 @@ class Visit:
     reached: bool = False  # the door, at least once
     refused: FieldError | None = None
     turned_away: Refusal | None = None
+    tell: bool = False  # the verdict was asked for
+    verdicts: list[dict[str, Any]] = field(default_factory=list)  # in the order in which answers ended
     _arrived_s: float | None = None
     _chunks: list[bytes] = field(default_factory=list)
 
