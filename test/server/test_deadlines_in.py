@@ -114,10 +114,15 @@ def test_limits_arrive_on_every_generating_endpoint(server: Server) -> None:
         for stream in [False] if path in NOT_STREAMING else [False, True]:
             more = {} if path in NOT_STREAMING else {"stream": stream}
             before = judged(server)["chat"]
-            for body, headers in (({"slo": {"class": "chat"}}, {}), ({}, {"x-slo-class": "chat"})):
+            ways: list[tuple[dict[str, Any], dict[str, str]]] = [
+                ({"slo": {"class": "chat"}}, {}),
+                ({"custom_params": {"slo": {"class": "chat"}}}, {}),
+                ({}, {"x-slo-class": "chat"}),
+            ]
+            for body, headers in ways:
                 response = server.post(path, {**request, **more, **body}, headers)
                 assert response.status_code == 200, f"{path}: {response.text}"
-            assert judged(server)["chat"] == before + 2, f"{path}, stream {stream}"
+            assert judged(server)["chat"] == before + 3, f"{path}, stream {stream}"
 
 
 def test_each_prompt_of_openais_batch_has_its_own_limit(server: Server) -> None:

@@ -69,6 +69,7 @@ def one(**fields: Any) -> GenerateReqInput:
     ("body", "headers"),
     [
         ({"slo": {"class": "chat"}}, {}),
+        ({"custom_params": {"slo": {"class": "chat"}}}, {}),  # an endpoint that does not carry it
         ({}, {"x-slo-class": "chat"}),
         ({}, {"tracestate": "a=b,slo=class:chat"}),
         ({"metadata": {"slo_class": "chat"}}, {}),

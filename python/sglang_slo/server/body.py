@@ -2,8 +2,8 @@
 
 Places, strongest first: the field `slo` (an object; a list for a batch of prompts; for Vertex also in each instance);
 `metadata.slo_*` and `custom_labels.slo_*`, by the names of headers (`slo_class`, `slo_ttft_ms`), which OpenAI's clients
-and SGLang's router let through; `service_tier`, by the map of that name in slo.yaml. What SGLang itself carries
-(`custom_params.slo`) is read where it arrives (door.py). Most bodies speak of no limit and are not parsed.
+and SGLang's router let through; `service_tier`, by the map of that name in slo.yaml. `custom_params.slo` is read where SGLang
+carries it (door.py), and here for the endpoints where it does not. Most bodies speak of no limit and are not parsed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Said:
     """What a body says. `own`: its `slo` field as it is, an object or a list for a batch; None: absent."""
 
     own: Any = None
+    params: Any = None  # `custom_params.slo`, which not all of SGLang's endpoints carry to the door
     labels: Limits = NOTHING
     tier: Limits = NOTHING
 
@@ -51,7 +52,9 @@ def read_body(body: bytes, config: SloConfig) -> Said:
     if not isinstance(request, dict):
         return SILENT
     no_other_spelling(request)
-    return Said(_own(request), _labels(request), _tier(request, config))
+    params = request.get("custom_params")
+    carried = params.get("slo") if isinstance(params, dict) else None
+    return Said(_own(request), carried, _labels(request), _tier(request, config))
 
 
 def no_other_spelling(request: Mapping[Any, Any], where: str = "") -> None:

@@ -31,6 +31,7 @@ from sglang_slo.server.inputs import parallel
 from sglang_slo.server.limits import NOTHING, Limited, LimitError, Limits, WireSlo, parse, resolve, to_wire
 from sglang_slo.server.visit import VISIT, Visit
 
+PARAMS_SLO = "custom_params.slo"
 HEALTH_CHECK = "HEALTH_CHECK"  # SGLang's own probes begin with it
 # What SGLang warms up with, over HTTP: of several tokenizer workers another one may get it, which is up already.
 WARM_UP, WARM_UP_PROMPTS = (
@@ -107,12 +108,14 @@ class Door:
             own_row = own[i] if isinstance(own, list) else own
             own_name = f"slo[{i}]" if isinstance(own, list) else "slo"
             inner_name = f"sampling_params[{i}]" if isinstance(params, list) else "sampling_params"
-            yield row, _one(own_row, _inside(row, inner_name), own_name, inner_name).over(beside)
+            inner, inner_name = _inside(row, inner_name), f"{inner_name}.{PARAMS_SLO}"
+            if inner is None and visit is not None and visit.said.params is not None:
+                inner, inner_name = visit.said.params, PARAMS_SLO
+            yield row, _one(own_row, inner, own_name, inner_name).over(beside)
 
 
-def _one(own: Any, inner: Any, own_name: str, params_name: str) -> Limits:
+def _one(own: Any, inner: Any, own_name: str, inner_name: str) -> Limits:
     # The body has two places for limits; both may be used only if they say the same.
-    inner_name = f"{params_name}.custom_params.slo"
     a, b = parse(own, own_name), parse(inner, inner_name)
     if own is not None and inner is not None and a.given != b.given:
         raise LimitError(f"{own_name} and {inner_name}", "at odds; give one, or the same in both")

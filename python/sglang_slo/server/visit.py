@@ -102,7 +102,9 @@ class Visit:
 
         `batches`: the endpoint may be asked for several prompts at once.
         """
-        own = self.said.own
+        own, params = self.said.own, self.said.params
+        if params is not None:
+            resolve(parse(params, "custom_params.slo").over(self.beside), self.config)
         if isinstance(own, list) and not batches:
             raise LimitError("slo", f"need one object; got a list of {len(own)}")
         for i, row in enumerate(own if isinstance(own, list) else [own]):
