@@ -71,6 +71,24 @@ def test_status_sums_replicas_and_lists_them_in_order(client: TestClient) -> Non
     assert status["windows"]["1m"]["chat"]["judged"] == 2
 
 
+def test_the_page_opens_without_the_key_and_figures_do_not(
+    schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.utils import auth
+
+    monkeypatch.setattr(auth, "decide_request_auth", auth.decide_request_auth)  # restored afterwards
+    http.open_page()
+    http.open_page()
+    app = FastAPI()
+    http.add_routes(app, schedulers)
+    auth.add_api_key_middleware(app, api_key="k", admin_api_key=None)
+    with TestClient(app) as locked:
+        assert locked.get("/slo").status_code == 200
+        assert locked.post("/slo").status_code == locked.get("/slo/other").status_code == 401
+        assert locked.get("/slo/status").status_code == 401
+        assert locked.get("/slo/status", headers={"authorization": "Bearer k"}).status_code == 200
+
+
 def test_viewers_share_one_call(client: TestClient, schedulers: Schedulers) -> None:
     clock.use(lambda: 10.0)
     for _ in range(5):

@@ -23,6 +23,7 @@ from sglang_slo.core.slo import SloClass
 from sglang_slo.observe import counts
 from sglang_slo.observe.window import ALL_CLASSES
 
+PAGE = "/slo"
 FRESH_S = 0.5
 PATIENCE_S = 5.0
 OFF = "the deadline scheduler is switched off (--slo-policy off): stock SGLang schedules"
@@ -166,6 +167,23 @@ def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
             message = f"no answer from the scheduler within {PATIENCE_S:g} s"
             return JSONResponse({"policy": config.policy, "error": message}, status_code=503)
 
-    @app.get("/slo", response_class=HTMLResponse)
+    @app.get(PAGE, response_class=HTMLResponse)
     async def slo_page() -> HTMLResponse:
         return HTMLResponse(page)
+
+
+def open_page() -> None:
+    """Let a browser open the page, which holds no figures, without the API key; it asks for that itself. Idempotent."""
+    from sglang.srt.utils import auth
+
+    original = auth.decide_request_auth
+    if getattr(original, "opens_page", False):
+        return
+
+    def decide(*, method: str, path: str, **how: Any) -> Any:
+        if method == "GET" and path == PAGE:
+            return auth.AuthDecision(allowed=True)
+        return original(method=method, path=path, **how)
+
+    decide.opens_page = True  # type: ignore[attr-defined]
+    auth.decide_request_auth = decide

@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_slo.config import SloConfig
 from sglang_slo.observe import metrics
-from sglang_slo.observe.http import add_routes
+from sglang_slo.observe.http import add_routes, open_page
 from sglang_slo.server import verdicts
 from sglang_slo.server.ingress import Ingress
 
@@ -30,6 +30,7 @@ def prepare(app: Any, config: SloConfig) -> None:
     from starlette.middleware import Middleware
 
     add_routes(app)
+    open_page()
     if config.policy == "off":
         return
     verdicts.install()
