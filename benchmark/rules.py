@@ -1,6 +1,6 @@
 """A client for each rule against both servers, the same mixed load: whose promise was kept, by rule?
 
-    scripts/run.sh benchmark/rules.py --rounds 2
+    scripts/run.sh -- benchmark/rules.py --rounds 2
 
 Starts stock SGLang and ours in turn, replays `workloads/rules.yaml` over HTTP, and judges each request from the
 client's own clock by the rule that its class declares, also on stock, which knows of none. All that follows and is not
@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     except (WorkloadError, ServerError) as error:
         print(f"rules.py: {error}", file=sys.stderr)
         return 2
-    print(f"{len(workload)} requests, load {args.load:g}, {args.rounds} rounds, real servers, client's clock\n")
+    print(
+        f"{len(workload)} requests, load {args.load:g}, {args.rounds} rounds, real servers, client's clock\n"
+    )
     print(table(workload, results, [side.name for side in sides]))
     return 0
 

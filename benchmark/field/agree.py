@@ -1,6 +1,6 @@
 """Our verdict and the field's on the same requests: guidellm, inference-perf and aiperf against the real server.
 
-    scripts/run.sh benchmark/field/agree.py --write docs/goodput.md
+    scripts/run.sh -- benchmark/field/agree.py --write docs/goodput.md
 
 Each tool sends a mixed load at limits on TTFT and on the mean time per token (`tpot_ms`), which it tells our server in
 headers or bodies, and counts the requests that kept both by its own clock; the server's request log has our verdict on
@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sglang_slo.runtime.demo_model import demo_model_path
 
 REQUESTS, RATE_RPS = 60, 3.0
 INPUT, SPREAD, OUTPUT = 250, 120, 24  # tokens: mean, standard deviation, mean
-TTFT_MS, TPOT_MS = 1500.0, 50.0
+TTFT_MS, TPOT_MS = 10000.0, 350.0
 RUN_S = 200.0
 
 
@@ -134,7 +134,8 @@ def aiperf(url: str, folder: Path) -> tuple[int, list[Seen]]:
     command += ["--extra-inputs", json.dumps(body), "--use-legacy-max-tokens", "--use-server-token-count"]
     command += ["--goodput", f"time_to_first_token:{TTFT_MS:g} inter_token_latency:{TPOT_MS:g}"]
     command += ["--artifact-dir", str(folder / "aiperf"), "--ui", "none"]
-    run(command, folder / "aiperf.log", RUN_S)
+    # offline it takes a tokenizer's folder for a name
+    run(command, folder / "aiperf.log", RUN_S, {"HF_HUB_OFFLINE": ""})
     summary = json.loads((folder / "aiperf" / "profile_export_aiperf.json").read_text())
     seen = []
     for line in (folder / "aiperf" / "profile_export.jsonl").read_text().splitlines():
@@ -195,17 +196,30 @@ def measure(folder: Path, tools: list[str]) -> list[Compared]:
             pairs = list(zip(by_start(mine), by_start(theirs), strict=False))
             name = version_of(tool)
             found.append(Compared(name, count, sum(s.kept for s in mine), pairs))
+            (folder / f"{tool}.compared.json").write_text(json.dumps(asdict(found[-1])))
             if len(theirs) != len(mine):
-                print(f"{tool}: {len(theirs)} requests in its report, {len(mine)} in our log", file=sys.stderr)
+                print(
+                    f"{tool}: {len(theirs)} requests in its report, {len(mine)} in our log", file=sys.stderr
+                )
+    return found
+
+
+def kept_results(folder: Path) -> list[Compared]:
+    """What was compared in this folder, now or before; each tool's newest run."""
+    found = []
+    for tool in TOOLS:
+        file = folder / f"{tool}.compared.json"
+        if file.exists():
+            raw = json.loads(file.read_text())
+            raw["pairs"] = [(Seen(**a), Seen(**b)) for a, b in raw["pairs"]]
+            found.append(Compared(**raw))
     return found
 
 
 def table(found: list[Compared]) -> str:
     """Both counts, one line a tool."""
     lines = ["| tool | requests | kept, it says | kept, we say | apart |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {c.tool} | {len(c.pairs)} | {c.theirs} | {c.ours} | {len(c.apart)} |" for c in found
-    ]
+    lines += [f"| {c.tool} | {len(c.pairs)} | {c.theirs} | {c.ours} | {len(c.apart)} |" for c in found]
     return "\n".join(lines)
 
 
@@ -246,7 +260,8 @@ def _f(value: float | None) -> str:
 def page(found: list[Compared]) -> str:
     """The page of the docs."""
     text = Path(__file__).with_name("goodput.in.md").read_text()
-    load = f"{REQUESTS} requests, Poisson arrivals at {RATE_RPS:g}/s, prompts of {INPUT} ± {SPREAD} tokens, {OUTPUT} tokens out"
+    load = f"{REQUESTS} requests, Poisson arrivals at {RATE_RPS:g}/s, "
+    load += f"prompts of {INPUT} ± {SPREAD} tokens, {OUTPUT} tokens out"
     fill = {
         "when": f"{time.strftime('%Y-%m-%d')}, on a CPU ({platform.machine()}) with the demo model",
         "load": load,
@@ -267,12 +282,13 @@ def main() -> int:
     )
     parser.add_argument("--write", type=Path, help="write the page of the docs here")
     parser.add_argument("--out", type=Path, default=Path("out/agree"), help="folder for logs and reports")
-    parser.add_argument("--tool", action="append", choices=TOOLS, help="only this one (default: all)")
+    parser.add_argument("--tool", action="append", choices=TOOLS, help="run only this one (default: all)")
     args = parser.parse_args()
     end_cleanly()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "requests.jsonl").unlink(missing_ok=True)
-    found = measure(args.out.resolve(), args.tool or list(TOOLS))
+    measure(args.out.resolve(), args.tool or list(TOOLS))
+    found = kept_results(args.out.resolve())
     print("\n\n".join((table(found), apart(found), offsets(found))))
     if args.write:
         args.write.write_text(page(found))

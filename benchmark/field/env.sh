@@ -17,6 +17,7 @@ declare -A needs=(
     [guidellm]="guidellm==0.8.1"
     [inference-perf]="inference-perf==0.7.0"
     [aiperf]="aiperf==0.13.0"
+    [trace]="opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2 opentelemetry-exporter-otlp-proto-grpc==1.45.2"
     [browser]="playwright==1.65.2" # drives the Chromium of the machine
     [kubernetes]="kubernetes-validate==1.37.0"
 )

@@ -1,6 +1,6 @@
 """What limit arrives by which way, through SGLang's router and LiteLLM's proxy: a table, measured.
 
-    scripts/run.sh benchmark/field/ways.py --write docs/routers.md
+    scripts/run.sh -- benchmark/field/ways.py --write docs/routers.md
 
 Starts our server with the demo model, and in front of it `sglang-router` and LiteLLM's proxy as they come and as they
 can be set up; sends one request for each way of saying a limit, each endpoint and each front, one at a time, and reads
