@@ -102,6 +102,7 @@ def _at_the_door() -> None:
     HookRegistry.register(f"{MANAGER}.generate_request", Door(config).hook, HookType.AROUND)
     HookRegistry.register(f"{MANAGER}._create_tokenized_object", inputs.checked, HookType.AROUND)
     HookRegistry.register(f"{MANAGER}._handle_abort_finish_reason", refusals.noted, HookType.AROUND)
+    HookRegistry.register(f"{MANAGER}.convert_to_span_attrs", answers.span_attributes, HookType.AROUND)
     answers.install(verdicts.heard)
 
 

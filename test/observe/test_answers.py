@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sglang_slo.observe.answers import attach, install, judged_answers, move
+from sglang_slo.observe.answers import attach, install, judged_answers, move, span_attributes
 
 sglang = pytest.importorskip("sglang.srt.managers.schedule_batch")
 VERDICT = {"attained": True, "missed": None, "ttft_ms": 12.5}
@@ -40,6 +40,29 @@ def test_verdict_travels_with_any_finish_reason_on_the_wire(number: int) -> None
     meta_info: dict[str, Any] = {"finish_reason": wire}
     move(meta_info)
     assert meta_info == {"finish_reason": plain, "slo": VERDICT}
+
+
+def test_a_traced_requests_span_has_class_limits_verdict_and_preemptions() -> None:
+    told = {**VERDICT, "class": "chat", "tbt_limit_ms": None, "attained_by_rule": {"mean": True}}
+    told["missed"] = ["gap"]
+    out = SimpleNamespace(
+        finished_reasons=[{"type": "stop", "slo": json.dumps(told)}, None, {"type": "stop"}]
+    )
+    out.retraction_counts = [2, 0, 0]
+
+    def attributes(i: int) -> Any:
+        return span_attributes(lambda *_: {"theirs": 1}, None, None, out, i)
+
+    assert attributes(0) == {
+        "theirs": 1,
+        "slo.class": "chat",
+        "slo.attained": True,
+        "slo.missed": ["gap"],
+        "slo.ttft_ms": 12.5,
+        "slo.attained_by_rule.mean": True,
+        "slo.preemptions": 2,
+    }
+    assert attributes(1) == attributes(2) == {"theirs": 1}
 
 
 def test_requests_that_share_a_reason_keep_their_own_verdicts() -> None:

@@ -34,6 +34,21 @@ def move(meta_info: dict[str, Any]) -> None:
         meta_info["finish_reason"] = {k: v for k, v in reason.items() if k != KEY}
 
 
+def span_attributes(
+    original: Callable[..., dict[str, Any]], manager: Any, state: Any, out: Any, i: int
+) -> Any:
+    """SGLang's attributes of a request's span (`--enable-trace`), with class, limits, verdict and preemptions."""
+    attributes = original(manager, state, out, i)
+    reason = out.finished_reasons[i]
+    if not isinstance(reason, dict) or KEY not in reason:
+        return attributes
+    told = {name: value for name, value in json.loads(reason[KEY]).items() if value is not None}
+    by_rule = told.pop("attained_by_rule", {})
+    ours = {f"slo.{name}": value for name, value in told.items()}
+    ours |= {f"slo.attained_by_rule.{rule}": kept for rule, kept in by_rule.items()}
+    return {**attributes, **ours, "slo.preemptions": out.retraction_counts[i]}
+
+
 async def judged_answers(
     original: Callable[..., AsyncIterator[dict[str, Any]]], heard: Heard, *args: Any, **kwargs: Any
 ) -> AsyncIterator[dict[str, Any]]:
