@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from field.tools import program_of, run, version_of
 from servers import end_cleanly, server
-from sglang_slo.runtime.demo_model import demo_model_path
+from sglang_slo.cpu.demo_model import demo_model_path
 
 REQUESTS, RATE_RPS = 60, 3.0
 INPUT, SPREAD, OUTPUT = 250, 120, 24  # tokens: mean, standard deviation, mean

@@ -26,6 +26,7 @@ CONFIG = SloConfig(classes={"chat": SloClass(500, 50), "reader": SloClass(tbt_ms
 BUSY = Gauges(
     running=1,
     queued={"chat": 4},
+    oldest_waiting_s=8.0,
     parked=1,
     preempted=2,
     given_up=3,
@@ -130,7 +131,13 @@ def test_gauges_of_what_is_gone_disappear(registry: CollectorRegistry, metrics: 
     left = {name for name, _ in samples(registry)} & {*names.GAUGES}
     alone = {n for n, (_, labels) in names.GAUGES.items() if not labels}
     still = {"running_requests", "parked_requests", "preempted_requests", "given_up_requests"}
-    still |= {"planned_prefill_tokens", "plan_seconds", "build_info", "limit_seconds"}
+    still |= {
+        "planned_prefill_tokens",
+        "plan_seconds",
+        "oldest_waiting_seconds",
+        "build_info",
+        "limit_seconds",
+    }
     assert left == still
     assert still & alone  # each of one process: 0 is a figure, a class without traffic has none
 

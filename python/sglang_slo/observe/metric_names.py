@@ -87,6 +87,7 @@ GAUGES = {
     "goodput_requests_per_second": ("Attained requests per second", IN_WINDOW),
     "goodput_tokens_per_second": ("Output tokens of attained requests per second", IN_WINDOW),
     "waiting_requests": ("Waiting requests", BY_CLASS),
+    "oldest_waiting_seconds": ("Longest time that a waiting request has been without a token", ()),
     "running_requests": ("Requests decoding", ()),
     "parked_requests": ("Half-prefilled requests set aside", ()),
     "preempted_requests": ("Preempted requests waiting to come back", ()),

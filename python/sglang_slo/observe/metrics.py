@@ -139,6 +139,7 @@ class Metrics:
     def gauges(self, gauges: Gauges) -> None:
         """Set the gauges of the scheduler's state."""
         single = {
+            "oldest_waiting_seconds": gauges.oldest_waiting_s,
             "running_requests": gauges.running,
             "parked_requests": gauges.parked,
             "preempted_requests": gauges.preempted,

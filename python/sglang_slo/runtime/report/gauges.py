@@ -77,9 +77,12 @@ class GaugeReader:
         waiting = [req for req in p.waiting.reqs if getattr(req, "slo_row", -1) >= 0]
         decoding = self.decoding_rows()
         kv = self.kv_tokens(decoding)
+        rows, now_s = p.rows(waiting), p.agreed.now_s
+        since_s = float(p.requests.table.since_s[rows].min(initial=now_s))
         return Gauges(
             running=len(decoding),
             queued=Counter(req.slo.slo_class for req in waiting),
+            oldest_waiting_s=now_s - since_s,
             parked=sum(getattr(req, "slo_parked", 0) > 0 for req in waiting),
             preempted=sum(req.retraction_count > 0 for req in waiting),
             given_up=plan.infeasible if plan else 0,
@@ -92,7 +95,7 @@ class GaugeReader:
             swap=self._preempt.figures(),
             latency=self._latency(),
             lengths=length_figures(self._lengths),
-            headroom=self.headroom(decoding, kv, p.rows(waiting)),
+            headroom=self.headroom(decoding, kv, rows),
         )
 
     def decoding_rows(self) -> np.ndarray:
