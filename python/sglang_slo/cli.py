@@ -13,6 +13,10 @@ COMMANDS = {
         "sglang_slo.profile",
         "measure how long a server's iterations take, for --slo-profile and the twin",
     ),
+    "goodput": (
+        "sglang_slo.goodput",
+        "find the highest rate at which a class of a live server keeps its target",
+    ),
     "estimator": ("sglang_slo.estimator.__main__", "train and check the predictor of output lengths"),
 }
 
