@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ REQUESTS, RATE_RPS = 60, 3.0
 INPUT, SPREAD, OUTPUT = 250, 120, 24  # tokens: mean, standard deviation, mean
 TTFT_MS, TPOT_MS = 10000.0, 350.0
 RUN_S = 200.0
+READ_AT = 20  # limits of each kind at which the same requests are read again
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,41 @@ def offsets(found: list[Compared]) -> str:
     return "\n".join(lines)
 
 
+def _good(seen: Sequence[Seen], ttft_ms: float, tpot_ms: float) -> int:
+    return sum(
+        one.ttft_ms is not None
+        and one.tpot_ms is not None
+        and one.ttft_ms <= ttft_ms
+        and one.tpot_ms <= tpot_ms
+        for one in seen
+    )
+
+
+def _spread(values: list[float], parts: int) -> list[float]:
+    """Limits spread over `values`, none nearer than 1 % to one of them: requests that ran together have the same times."""
+    ordered = sorted(values)
+    between = [(a + b) / 2 for a, b in pairwise(ordered) if b - a > 0.02 * b]
+    return [between[k * len(between) // parts] for k in range(parts)] if between else ordered[:1]
+
+
+def readings(found: list[Compared]) -> str:
+    """The same requests read at other limits, by the figures that each side recorded: both counts."""
+    lines = ["| tool | TTFT, mean per token, ms | kept, theirs / ours |", "|---|---|---|"]
+    for c in found:
+        ours, theirs = ([pair[side] for pair in c.pairs] for side in (0, 1))
+        ttfts = _spread([s.ttft_ms for s in ours if s.ttft_ms is not None], READ_AT)
+        tpots = _spread([s.tpot_ms for s in ours if s.tpot_ms is not None], READ_AT)
+        off = [abs(_good(theirs, a, b) - _good(ours, a, b)) for a in ttfts for b in tpots]
+        for k in (READ_AT // 4, READ_AT // 2, 3 * READ_AT // 4):
+            a, b = ttfts[k % len(ttfts)], tpots[k % len(tpots)]
+            lines.append(f"| {c.tool} | {a:.5g}, {b:.4g} | {_good(theirs, a, b)} / {_good(ours, a, b)} |")
+        one = sum(d <= 1 for d in off) / len(off)
+        lines.append(
+            f"| {c.tool} | all {len(off)} pairs | within one in {one:.1%}, furthest apart {max(off)} |"
+        )
+    return "\n".join(lines)
+
+
 def _f(value: float | None) -> str:
     return "none" if value is None else f"{value:.5g}"
 
@@ -262,13 +300,15 @@ def page(found: list[Compared]) -> str:
     text = Path(__file__).with_name("goodput.in.md").read_text()
     load = f"{REQUESTS} requests, Poisson arrivals at {RATE_RPS:g}/s, "
     load += f"prompts of {INPUT} ± {SPREAD} tokens, {OUTPUT} tokens out"
+    busy = f"with a load average of {os.getloadavg()[1]:.0f}"
     fill = {
-        "when": f"{time.strftime('%Y-%m-%d')}, on a CPU ({platform.machine()}) with the demo model",
+        "when": f"{time.strftime('%Y-%m-%d')}, demo model, {os.cpu_count()} CPU cores ({platform.machine()}) {busy}",
         "load": load,
         "limits": f"TTFT {TTFT_MS:g} ms, mean per token {TPOT_MS:g} ms",
         "table": table(found),
         "apart": apart(found),
         "offsets": offsets(found),
+        "readings": readings(found),
     }
     for name, value in fill.items():
         text = text.replace("{{" + name + "}}", value)
@@ -289,7 +329,7 @@ def main() -> int:
     (args.out / "requests.jsonl").unlink(missing_ok=True)
     measure(args.out.resolve(), args.tool or list(TOOLS))
     found = kept_results(args.out.resolve())
-    print("\n\n".join((table(found), apart(found), offsets(found))))
+    print("\n\n".join((table(found), readings(found), apart(found), offsets(found))))
     if args.write:
         args.write.write_text(page(found))
     return int(any(abs(c.theirs - c.ours) > 1 for c in found))

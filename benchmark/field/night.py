@@ -129,7 +129,7 @@ def replica(name: str, folder: Path, flags: Sequence[str]) -> Iterator[tuple[str
 
 def short_of_kv_and_impatient(folder: Path) -> list[Episode]:
     """A replica with little KV, then a client that asks for the impossible, then its end."""
-    kv = Episode("KV runs short", "a pool of 3,000 tokens, a bold admission, 16 clients with 300 tokens each")
+    kv = Episode("KV runs short", "a pool of 2,000 tokens, a bold admission, 16 clients with 300 tokens each")
     one_ms = Episode(
         "A client declares 1 ms on everything", "every second request asks for 1 ms, first and last"
     )

@@ -40,7 +40,7 @@ default_class: chat
 """
 SCRAPE_S = 1
 # little KV and a bold admission: some who decode have to be preempted
-SHORT_OF_KV = ["--max-total-tokens", "3000", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"]
+SHORT_OF_KV = ["--max-total-tokens", "2000", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"]
 SHORT_OF_KV += ["--slo-length", "none"]
 
 
@@ -141,9 +141,9 @@ def main() -> int:
         target = url.removeprefix("http://")
         watching = stack.enter_context(prometheus([target], folder, ALERTS.read_text()))
         limits = [None, {"class": "hopeless"}, {"class": "chat"}]
-        traffic(url, 30, 12, 160, limits)
+        traffic(url, 24, 12, 80, limits)
         time.sleep(4 * SCRAPE_S)
-        traffic(url, 30, 12, 160, limits)
+        traffic(url, 24, 12, 80, limits)
         time.sleep(4 * SCRAPE_S)
         for query in queries():
             rows, count = watching.query(filled(query)), count + 1

@@ -176,6 +176,13 @@ def page(found: dict[str, dict[str, dict[str, str]]]) -> str:
     return text.replace("{{when}}", said).replace("{{tables}}", tables(found).strip())
 
 
+def _told(found: dict[str, dict[str, dict[str, str]]], file: Path | None) -> int:
+    print(tables(found))
+    if file:
+        file.write_text(page(found))
+    return 0
+
+
 def main() -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -183,16 +190,16 @@ def main() -> int:
     )
     parser.add_argument("--write", type=Path, help="write the page of the docs here")
     parser.add_argument("--out", type=Path, default=Path("out/ways"), help="folder for logs")
+    parser.add_argument("--found", type=Path, help="ways.json of an earlier run, instead of a new one")
     args = parser.parse_args()
+    if args.found:
+        return _told(json.loads(args.found.read_text()), args.write)
     end_cleanly()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "requests.jsonl").unlink(missing_ok=True)
     found = measure(args.out.resolve())
     (args.out / "ways.json").write_text(json.dumps(found, indent=1))
-    print(tables(found))
-    if args.write:
-        args.write.write_text(page(found))
-    return 0
+    return _told(found, args.write)
 
 
 if __name__ == "__main__":
