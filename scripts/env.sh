@@ -7,34 +7,43 @@
 # what a killed install leaves behind is removed and built again. Two builds at once wait for each other. Environments
 # that nobody asked for in a month, of locks that have changed since, are removed, but none that a process still uses.
 #
-#   scripts/env.sh            makes the environment, prints its python
-#   scripts/env.sh --remove   removes every environment and what this script left in the checkout
+#   scripts/env.sh                    makes the environment, prints its python
+#   scripts/env.sh --sglang VERSION   the same for another SGLang that is supported (requirements-VERSION.lock)
+#   scripts/env.sh --remove           removes every environment and what this script left in the checkout
 #
+#   SGLANG_SLO_SGLANG    what --sglang says, for the scripts that call this one
 #   SGLANG_SLO_ENV_DIR   folder for environments   (default: sglang-slo in the user's cache folder)
 #   SGLANG_SLO_PYTHON    python to build with      (default: the first of 3.12, 3.11, 3.13, 3.10, python3 that works)
 #   SGLANG_SLO_LOCK      lock file                 (default: requirements.lock of this checkout)
 #   SGLANG_SLO_ENV_DAYS  days after which an environment that nobody asked for goes (default: 30; 0: never)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-lock=${SGLANG_SLO_LOCK:-$root/requirements.lock}
-
 say() { echo "[env] $*" >&2; }
 die() { say "$*"; exit 1; }
 
+lock_of() { # lock_of VERSION: the lock file of this checkout that pins that SGLang; none given: requirements.lock
+    local file
+    for file in "$root/requirements.lock" "$root/requirements-$1.lock"; do
+        [[ -f $file ]] || continue
+        if [[ -z $1 ]] || grep -qxF "sglang==$1" "$file"; then echo "$file" && return; fi
+    done
+    die "no lock file for SGLang $1; there are: $(cd "$root" && grep -hx 'sglang==.*' requirements*.lock | tr '\n' ' ')"
+}
+
 usable() { # can this python make an environment?
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+    "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, ${least#3.}))" >/dev/null 2>&1
 }
 
 find_python() {
     local candidate
     if [[ -n ${SGLANG_SLO_PYTHON:-} ]]; then
-        usable "$SGLANG_SLO_PYTHON" || die "SGLANG_SLO_PYTHON: need Python >= 3.10 with venv, got $SGLANG_SLO_PYTHON"
+        usable "$SGLANG_SLO_PYTHON" || die "SGLANG_SLO_PYTHON: need Python >= $least with venv, got $SGLANG_SLO_PYTHON"
         echo "$SGLANG_SLO_PYTHON" && return
     fi
     for candidate in python3.12 python3.11 python3.13 python3.10 python3; do
         usable "$candidate" && echo "$candidate" && return
     done
-    die "need Python >= 3.10 with venv on PATH (or its path in SGLANG_SLO_PYTHON)"
+    die "need Python >= $least with venv on PATH (or its path in SGLANG_SLO_PYTHON)"
 }
 
 build() { # build ENV_DIR PYTHON; the caller holds the lock
@@ -95,9 +104,14 @@ envs=${SGLANG_SLO_ENV_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sglang-slo}
 case ${1:-} in
     "") ;;
     --remove) remove_all; exit ;;
-    *) die "unknown argument $1; accepted: --remove, or none" ;;
+    --sglang) SGLANG_SLO_SGLANG=${2:?"--sglang needs a version"} ;;
+    *) die "unknown argument $1; accepted: --sglang VERSION, --remove, or none" ;;
 esac
+lock=${SGLANG_SLO_LOCK:-$(lock_of "${SGLANG_SLO_SGLANG:-}")}
 [[ -f $lock ]] || die "no lock file: $lock"
+# a lock file's first line may say which Python its packages need
+least=$(sed -n '1s/^# python >= //p' "$lock")
+least=${least:-3.10}
 python=$(find_python)
 version=$("$python" -c 'import platform; print("-".join([*platform.python_version_tuple()[:2], platform.machine()]))')
 env=$envs/env-$( (cat "$lock"; echo "$version") | sha256sum | cut -c1-16)
