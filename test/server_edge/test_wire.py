@@ -58,13 +58,12 @@ def tokenized(params: dict[str, Any] | None = None, **fields: Any) -> TokenizedG
 
 
 @pytest.mark.parametrize("custom", [{"slo": WIRE}, {"slo": WIRE, "other": 1}])
-@pytest.mark.parametrize("beside", [None, ["what was there"]])
-def test_limits_arrive_as_they_were_sent(custom: dict[str, Any], beside: Any, pickled: bool) -> None:
-    sent = tokenized({"custom_params": custom}, mm_data_mooncake=beside)
+def test_limits_arrive_as_they_were_sent(custom: dict[str, Any], pickled: bool) -> None:
+    sent = tokenized({"custom_params": custom})
     shared = sent.sampling_params
     arrived = sent_over(sent, pickled)
     assert shared.custom_params == custom, "other samples of the request share it"
-    assert arrived.sampling_params.custom_params == custom and arrived.mm_data_mooncake == beside
+    assert arrived.sampling_params.custom_params == custom
     assert isinstance(arrived.time_stats, APIServerReqTimeStats)
 
 

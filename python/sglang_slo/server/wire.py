@@ -2,7 +2,7 @@
 
 SGLang pickles requests by default, and a `WireSlo` stays one. With SGLANG_USE_PICKLE_IPC=0 it sends them as msgpack by
 the types of its structs: there a `WireSlo` would become a plain map, which a client can write as well. Then it travels
-beside the request: pickled, in a field that only SGLang's own process fills (`mm_data_mooncake`, whose content is
+beside the request: pickled, in a field that only SGLang's own process fills (`time_stats`, whose content is
 kept), and is put back where the scheduler unwraps that field, on every rank.
 
 Sampling parameters of another type than SGLang's struct says (`skip_special_tokens: 9223372036854775807`) end whoever
@@ -26,11 +26,14 @@ from sglang_slo.server.limits import WireSlo
 
 # Not from a client as they stand at the time of the check, or a flat array of integers already.
 _UNCHECKED = {"input_ids": None, "mm_inputs": None, "mm_data_mooncake": None, "time_stats": None}
+_UNCHECKED = {
+    k: v for k, v in _UNCHECKED.items() if k in io_struct.TokenizedGenerateReqInput.__struct_fields__
+}
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What travels in `mm_data_mooncake`: the limits and what was there."""
+    """What travels in `time_stats`: the limits and what was there."""
 
     wire: WireSlo
     beside: Any
@@ -43,8 +46,8 @@ def wrap(original: Callable[[Any], None], request: Any) -> None:
         if wire is not None:
             request.sampling_params = bare
             original(request)
-            carried = Carried(wire, request.mm_data_mooncake)
-            request.mm_data_mooncake = io_struct.PickleWrapper(pickle.dumps(carried))
+            carried = Carried(wire, request.time_stats)
+            request.time_stats = io_struct.PickleWrapper(pickle.dumps(carried))
             return
     original(request)
 
@@ -52,10 +55,10 @@ def wrap(original: Callable[[Any], None], request: Any) -> None:
 def unwrap(original: Callable[[Any], None], request: Any) -> None:
     """SGLang's `unwrap_pickle_fields` of a tokenized request, with the limits back in place."""
     original(request)
-    carried = request.mm_data_mooncake
+    carried = request.time_stats
     if not isinstance(carried, Carried):
         return
-    request.mm_data_mooncake = io_struct.unwrap_from_pickle(carried.beside)
+    request.time_stats = io_struct.unwrap_from_pickle(carried.beside)
     params = copy.copy(request.sampling_params)
     params.custom_params = {**(params.custom_params or {}), "slo": carried.wire}
     request.sampling_params = params
