@@ -28,6 +28,8 @@ class FakeTree:
     def is_tree_cache(self) -> bool:
         return True
 
+    supports_prefix_sharing = is_tree_cache  # newer releases' name
+
     def evictable_size(self) -> int:
         return self.evictable
 
@@ -36,6 +38,12 @@ class FakeTree:
 
     def dec_lock_ref(self, node: Any) -> None:
         self.locks[node] -= 1
+
+    def lock(self, node: Any) -> Any:
+        self.inc_lock_ref(node)
+        return node
+
+    unlock = dec_lock_ref
 
 
 class FakeAllocator:
@@ -126,6 +134,7 @@ class FakeRequest:
         )
         self.extra_key = self.lora_id = self.finished_reason = self.last_node = None
         self.prefix_indices: list[int] = []
+        self.prefix_len, self.lock, self.kv = 0, None, None
         self.is_retracted, self.retraction_count = False, 0
         self.looked_up = 0
 

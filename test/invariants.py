@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sglang_slo.runtime.sglang import kv, tree
+
 
 class BrokenError(AssertionError):
     """An invariant does not hold; the message begins with its name."""
@@ -50,12 +52,12 @@ class Ours:
         return list(self.preempt.alive()) if self.preempt else []
 
     def leftovers(self) -> list[Any]:
-        """Device KV whose owner has left and whose copy is not over: `.slots`, and `.node` that stays locked."""
+        """Device KV whose owner has left and whose copy is not over: `.slots`, and `.lock` on the tree."""
         return list(self.line._leftovers) if self.line else []
 
     def pinned(self) -> list[Any]:
-        """Nodes of the radix tree that are kept for requests that wait."""
-        return [node for node, _ in self.pins._nodes.values() if node is not None] if self.pins else []
+        """Locks on the radix tree for requests that wait."""
+        return [held for held, _ in self.pins._locks.values()] if self.pins else []
 
     def copies(self) -> list[Any]:
         """What lies in host memory."""
@@ -93,7 +95,8 @@ def alive(s: Any) -> set[str]:
 def check_requests(s: Any, arrived: int, over: int) -> None:
     """REQUESTS."""
     waiting = [r.rid for r in s.waiting_queue]
-    running = [r.rid for r in s.running_batch.reqs]
+    alone = getattr(s, "slo_split", None)  # a part of the running batch that was launched without the rest
+    running = [r.rid for batch in (s.running_batch, alone) if batch is not None for r in batch.reqs]
     away = [r.rid for r in Ours(s).away()]
     for name, rids in (("waits", waiting), ("runs", running), ("is away", away)):
         twice = [rid for rid, n in Counter(rids).items() if n > 1]
@@ -107,20 +110,20 @@ def check_requests(s: Any, arrived: int, over: int) -> None:
 def check_given(s: Any) -> None:
     """GIVEN."""
     for req in holders(s):
-        if req.kv is None or req.req_pool_idx is None:
+        if kv.row_of(req) is None:
             continue
-        allocated = req.kv.kv_allocated_len
+        allocated = kv.allocated_tokens(req)
         most = len(req.origin_input_ids) + req.sampling_params.max_new_tokens + 1
-        sizes = (req.kv_committed_len, allocated, most)
+        sizes = (kv.committed_tokens(req), allocated, most)
         _require(sizes[0] <= sizes[1] <= sizes[2], "GIVEN", f"{req.rid}: {sizes}")
 
 
 def check_kv(s: Any) -> None:
     """KV, by its counts."""
-    free, tree = s.token_to_kv_pool_allocator.available_size(), s.tree_cache
-    outside = sum(r.kv.kv_allocated_len - r.cache_protected_len for r in _with_rows(s))
+    free, cache = s.token_to_kv_pool_allocator.available_size(), s.tree_cache
+    outside = sum(kv.allocated_tokens(r) - kv.protected_tokens(r) for r in _with_rows(s))
     leaving = sum(len(left.slots) for left in Ours(s).leftovers())
-    parts = (free, tree.evictable_size(), tree.protected_size(), outside, leaving)
+    parts = (free, cache.evictable_size(), cache.protected_size(), outside, leaving)
     _require(
         sum(parts) == s.max_total_num_tokens,
         "KV",
@@ -131,8 +134,8 @@ def check_kv(s: Any) -> None:
 def check_slots(s: Any) -> None:
     """KV, slot by slot: each is free, in the tree, held by one request, or on its way to the host."""
     allocator, table = s.token_to_kv_pool_allocator, s.req_to_token_pool.req_to_token
-    owned = [allocator.free_pages, allocator.release_pages, *(node.value for node in _nodes(s.tree_cache))]
-    owned += [table[r.req_pool_idx, r.cache_protected_len : r.kv.kv_allocated_len] for r in _with_rows(s)]
+    owned = [_free_pages(allocator), _tree_slots(s.tree_cache)]
+    owned += [table[kv.row_of(r), kv.protected_tokens(r) : kv.allocated_tokens(r)] for r in _with_rows(s)]
     owned += [left.slots for left in Ours(s).leftovers()]
     slots = torch.cat([t.to(torch.int64) for t in owned]).numpy()
     times = np.bincount(slots, minlength=allocator.size + 1)[1:]  # slot 0 is SGLang's padding
@@ -144,7 +147,7 @@ def check_slots(s: Any) -> None:
 def check_rows(s: Any) -> None:
     """ROWS."""
     pool = s.req_to_token_pool
-    held = [r.req_pool_idx for r in holders(s) if r.req_pool_idx is not None]
+    held = [row for r in holders(s) if (row := kv.row_of(r)) is not None]
     everyone = Counter(chain(held, pool.free_slots))
     twice = [row for row, n in everyone.items() if n > 1]
     _require(not twice, "ROWS", f"{twice[:5]} are owned twice")
@@ -154,22 +157,27 @@ def check_rows(s: Any) -> None:
 
 def check_locks(s: Any) -> None:
     """LOCKS."""
-    tree = s.tree_cache
+    cache, ours = s.tree_cache, Ours(s)
+    held = [tree.lock_of(r) for r in _with_rows(s)] + [left.lock for left in ours.leftovers()] + ours.pinned()
+    if tree.RECEIPTS:  # its nodes keep their counts to themselves: what is held is what it protects
+        paths = [cache.path_device_indices(lock.node) for lock in held if tree.shares_prefixes(cache)]
+        union = len(torch.unique(torch.cat(paths))) if paths else 0
+        sums = (union, cache.protected_size())
+        _require(sums[0] == sums[1], "LOCKS", f"{sums[0]} tokens are held, {sums[1]} are protected")
+        return
     expected: Counter[int] = Counter()
-    ours = Ours(s)
-    ends = [r.last_node for r in _with_rows(s)] + [left.node for left in ours.leftovers()] + ours.pinned()
-    for end in ends:
+    for end in held:
         node = end
-        while node is not None and node is not getattr(tree, "root_node", None):
+        while node is not None and node is not getattr(cache, "root_node", None):
             expected[id(node)] += 1
             node = node.parent
     protected = 0
-    for node in _nodes(tree):
+    for node in _nodes(cache):
         protected += len(node.key) if node.lock_ref else 0
         want = expected.pop(id(node), 0)
         _require(node.lock_ref == want, "LOCKS", f"a node is locked {node.lock_ref} times, held {want} times")
     _require(not expected, "LOCKS", "a node that is held is not in the tree any more")
-    _require(protected == tree.protected_size(), "LOCKS", f"{protected} tokens, SGLang counts otherwise")
+    _require(protected == cache.protected_size(), "LOCKS", f"{protected} tokens, SGLang counts otherwise")
 
 
 def check_books(s: Any) -> None:
@@ -193,9 +201,22 @@ def check_host(s: Any) -> None:
         _require(held == used, "HOST", f"the swapped have {held} tokens there, {used} are taken")
 
 
-def _nodes(tree: Any) -> Iterator[Any]:
+def _free_pages(allocator: Any) -> Any:
+    if hasattr(allocator, "get_all_free_pages"):
+        return allocator.get_all_free_pages()
+    return torch.cat([allocator.free_pages, allocator.release_pages])
+
+
+def _tree_slots(cache: Any) -> Any:
+    """The slots of the radix tree, int64[n]."""
+    if tree.RECEIPTS:
+        return cache.all_values_flatten()
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(node.value for node in _nodes(cache))])
+
+
+def _nodes(cache: Any) -> Iterator[Any]:
     """The nodes of the radix tree but its root; none where the cache is no tree."""
-    stack = list(tree.root_node.children.values()) if hasattr(tree, "root_node") else []
+    stack = list(cache.root_node.children.values()) if hasattr(cache, "root_node") else []
     while stack:
         node = stack.pop()
         stack.extend(node.children.values())
@@ -203,7 +224,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
 
 
 def _with_rows(s: Any) -> list[Any]:
-    return [r for r in holders(s) if r.kv is not None and r.req_pool_idx is not None]
+    return [r for r in holders(s) if kv.row_of(r) is not None]
 
 
 CHEAP = (check_given, check_kv, check_rows, check_books, check_host)

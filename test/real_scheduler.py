@@ -28,14 +28,14 @@ from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcCh
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer  # noqa: E402
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver  # noqa: E402
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats  # noqa: E402
-from sglang.srt.runtime_context import publish  # noqa: E402
 from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
-from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
+from sglang.srt.server_args import ServerArgs  # noqa: E402
 
 from sglang_slo import settings_in  # noqa: E402
 from sglang_slo.cpu.demo_model import demo_model_path  # noqa: E402
 from sglang_slo.runtime.latency.startup_profile import GUESS  # noqa: E402
 from sglang_slo.runtime.scheduler.scheduler import SloScheduler  # noqa: E402
+from sglang_slo.runtime.sglang import process  # noqa: E402
 
 Script = Callable[[Any, int], list[Any]]  # (scheduler, iteration) -> what it receives now
 MOST_ITERATIONS = 20_000
@@ -136,7 +136,7 @@ def run(
     base: type = SloScheduler if slo else stock.Scheduler
     cls = type("Scripted" + base.__name__, (base,), {"init_ipc_channels": channels})
     with _environment(argv, folder) as args:
-        result.scheduler = cls(args, PortArgs.init_new(args), 0, 0, 0, 0, 0, 0, None)
+        result.scheduler = process.build(cls, args)
         if tokenizer is not None:
             result.scheduler.tokenizer = tokenizer
         with torch.inference_mode():
@@ -183,7 +183,7 @@ class _environment:  # noqa: N801 - reads as a function
             args = ServerArgs.from_cli_args(
                 parser.parse_args([*words, "--skip-tokenizer-init", *self._stock])
             )
-        publish(args, role="scheduler")
+        process.publish(args)
         torch.set_num_threads(1)
         return args
 

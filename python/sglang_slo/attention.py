@@ -10,29 +10,31 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
+from sglang_slo.runtime.sglang.settings import attention_backends, attention_of_model, resolved
+
 FLAGS = frozenset({"--attention-backend", "--prefill-attention-backend", "--decode-attention-backend"})
 
 
 def attention_line(server_args: Any, given: Set[str]) -> str:
     """One line for the log: backend, reason, page size. `given`: the names of the flags the user gave."""
-    prefill, decode = server_args.get_attention_backends()
+    settings = resolved(server_args)
+    prefill, decode = attention_backends(server_args)
     backends = prefill if prefill == decode else f"{prefill} for prefill, {decode} for decode"
     try:
         why = _why(server_args, given, prefill, decode)
     except Exception as error:  # a line in a log is worth no server
         why = f"SGLang's choice (its reason could not be told: {error!r})"
-    return f"attention backend {backends}: {why}; page size {server_args.page_size}"
+    return f"attention backend {backends}: {why}; page size {settings.page_size}"
 
 
 def _why(server_args: Any, given: Set[str], prefill: str, decode: str) -> str:
     if given & FLAGS:
         return "as asked for"
-    if server_args.device != "cuda":
-        return f"SGLang's default on {server_args.device}"
-    model = server_args.get_model_config()
-    uses_mla = server_args.use_mla_backend()
+    device = resolved(server_args).device
+    if device != "cuda":
+        return f"SGLang's default on {device}"
+    model, uses_mla, default = attention_of_model(server_args)
     name = " ".join(model.hf_config.architectures or ["this model"])
-    default = server_args._get_default_attn_backend(uses_mla, model)
     if {prefill, decode} != {default}:
         return f"SGLang requires it for {name} or for the flags given (it would else be {default})"
     if default == "flashinfer":

@@ -17,6 +17,8 @@ from typing import Any
 from sglang_slo import settings_in
 from sglang_slo.config import ConfigError, SloConfig
 from sglang_slo.core.slo import LIMITS_MS, SloClass
+from sglang_slo.runtime.sglang import supported
+from sglang_slo.runtime.sglang.settings import resolved
 
 PROG = "python -m sglang_slo.launch_server"
 DEMO_KV_TOKENS = 65536  # the demo model's KV would else take most of the memory of a small machine
@@ -135,13 +137,10 @@ def promises(config: SloConfig) -> list[str]:
 
 def bind_cpus(server_args: Any) -> None:
     """On a CPU, share the cores among tensor-parallel ranks, unless the user has said how."""
-    if (
-        server_args.device != "cpu"
-        or server_args.tp_size == 1
-        or os.environ.get("SGLANG_CPU_OMP_THREADS_BIND")
-    ):
+    settings = resolved(server_args)
+    if settings.device != "cpu" or settings.tp_size == 1 or os.environ.get("SGLANG_CPU_OMP_THREADS_BIND"):
         return
-    cores, ranks = sorted(os.sched_getaffinity(0)), server_args.tp_size
+    cores, ranks = sorted(os.sched_getaffinity(0)), settings.tp_size
     shares = [cores[i * len(cores) // ranks : (i + 1) * len(cores) // ranks] for i in range(ranks)]
     # With fewer cores than ranks some share one.
     text = "|".join(",".join(map(str, share or [cores[i % len(cores)]])) for i, share in enumerate(shares))
@@ -149,6 +148,10 @@ def bind_cpus(server_args: Any) -> None:
 
 
 def _check_installed() -> None:
+    try:
+        supported.check()
+    except supported.UnsupportedError as error:
+        raise SystemExit(f"{PROG}: error: {error}") from error
     names = {entry.name for entry in entry_points(group="sglang.srt.plugins")}
     allowed = os.environ.get("SGLANG_PLUGINS")
     if "sglang_slo" not in names:

@@ -74,6 +74,7 @@ def register() -> None:
         HookRegistry.register(HTTP_SERVER, serve_with_deadlines, HookType.AROUND)
     if not switched_on():
         return
+    _check_supported()
     from sglang_slo.server import wire
 
     HookRegistry.register(f"{REQUEST}.wrap_pickle_fields", wire.wrap, HookType.AROUND)
@@ -87,6 +88,16 @@ def register() -> None:
     from sglang_slo.runtime.scheduler.scheduler import SloScheduler
 
     HookRegistry.register(SCHEDULER, SloScheduler, HookType.REPLACE)
+
+
+def _check_supported() -> None:
+    """Ends the process on a release that is not supported: SGLang would go on, without what was asked for."""
+    from sglang_slo.runtime.sglang import supported
+
+    try:
+        supported.check()
+    except supported.UnsupportedError as error:
+        raise SystemExit(f"sglang-slo: {error}") from error
 
 
 def _at_the_door() -> None:

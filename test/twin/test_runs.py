@@ -76,10 +76,15 @@ def test_our_flags_are_told_from_sglangs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "tried"), [(False, {"fcfs", "priority"}), (True, {"fcfs", "lpm", "priority"})]
+    ("prefixes", "newer", "tried"),
+    [
+        (False, set(), {"fcfs", "priority"}),
+        (True, set(), {"fcfs", "lpm", "priority"}),
+        (True, {"hrrn"}, {"fcfs", "lpm", "priority", "hrrn"}),
+    ],
 )
 def test_the_grid_leaves_out_only_what_cannot_differ(
-    monkeypatch: pytest.MonkeyPatch, prefixes: bool, tried: set[str]
+    monkeypatch: pytest.MonkeyPatch, prefixes: bool, newer: set[str], tried: set[str]
 ) -> None:
     [done] = runs.run_all([SPEC], 1)
     done.requests.cached_tokens[:] = prefixes
@@ -90,6 +95,8 @@ def test_the_grid_leaves_out_only_what_cannot_differ(
         return [replace(done, scheduler=s.title) for s in specs]
 
     monkeypatch.setattr(compare, "run_all", fake)
+    installed = frozenset({"--schedule-conservativeness"}), frozenset(newer)
+    monkeypatch.setattr(compare, "stock_has", lambda: installed)
     results = compare.best_stock(SPEC)
     assert len(results) == len(seen) == 12 * len(tried) + compare.FINALISTS
     assert {s.name.split()[1] for s in seen} == tried

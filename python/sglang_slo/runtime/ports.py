@@ -136,6 +136,7 @@ class Iteration:
     step: NextBatchPlan | None = None  # what this planning has built
     plan: IterationPlan | None = None
     split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
+    aside: ScheduleBatch | None = None  # the rest of it, until this planning has ended
     plan_s: float = 0.0  # time that planning took
     next_in_line: list[int] = field(default_factory=list)
 

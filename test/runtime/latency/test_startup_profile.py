@@ -29,7 +29,9 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A scheduler of one rank that would measure MEASURED; `measured` counts how often it did."""
     monkeypatch.setenv("SGLANG_SLO_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv(command.MEASURE_ENV, raising=False)
-    built = SimpleNamespace(slo_config=SloConfig(), ps=SimpleNamespace(tp_size=1, tp_rank=0), measured=0)
+    built = SimpleNamespace(
+        slo_config=SloConfig(), slo_ranks=SimpleNamespace(tp_size=1, tp_rank=0), measured=0
+    )
 
     def measure(*args: Any) -> LatencyModel:
         built.measured += 1
@@ -203,10 +205,10 @@ from sglang_slo.config import SloConfig
 SloConfig().to_env()
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from sglang.srt.runtime_context import publish
-from sglang.srt.server_args import PortArgs, prepare_server_args
+from sglang.srt.server_args import prepare_server_args
+from sglang_slo.runtime.sglang import process
 args = prepare_server_args(launch_server.with_defaults(["--log-level", "error", "--random-seed", "1"]))
-publish(args, role="scheduler")
+process.publish(args)
 from sglang_slo.runtime.latency import measure as bench, startup_profile as profile
 from sglang_slo.runtime.scheduler.scheduler import SloScheduler
 profile.MEASURE_S = 1e4  # the number of cases bounds it, however slow the machine is
@@ -221,7 +223,7 @@ def spy(scheduler, *rest):
     before["state"] = state(scheduler)
     return measure(scheduler, *rest)
 profile.measure = spy
-built = SloScheduler(args, PortArgs.init_new(args), 0, 0, 0, 0, 0, 0, None)
+built = process.build(SloScheduler, args)
 model = built.slo_model
 print(json.dumps({"same": state(built) == before["state"], "name": model.name, "fit": model.meta.get("fit"),
                   "few": len(few), "kv": model.kv_capacity_tokens, "bytes": model.kv_bytes_per_token}))

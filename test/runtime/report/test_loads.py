@@ -39,6 +39,5 @@ def test_requests_on_the_host_and_in_parts_of_a_batch_are_counted_once(tmp_path:
     run = real.run(script, 8, [*SWAP, "--disable-overlap-schedule"], tmp_path)
     assert len(run.tokens) == 8
     assert max(on_host) > 0, "nobody was on the host"
-    load = run.scheduler.load_inquirer.get_loads()
-    assert load.num_running_reqs == load.num_waiting_reqs == 0
+    assert not run.scheduler._running() and not run.scheduler._waiting()
     assert run.scheduler.metrics_reporter.scheduler.forward_ct == run.scheduler.forward_ct

@@ -12,6 +12,8 @@ import pytest
 
 from sglang_slo.config import SloConfig
 from sglang_slo.runtime.scheduler import flags
+from sglang_slo.runtime.sglang.supported import FLAGS_OF_SOME
+from sglang_slo.runtime.sglang.tree import KNOWN_CACHES
 
 OURS = SloConfig()
 
@@ -20,9 +22,9 @@ def server_args(**given: Any) -> SimpleNamespace:
     """SGLang's settings at their defaults, but for those given."""
     from sglang.srt.server_args import ServerArgs
 
-    fields = dataclasses.fields(ServerArgs)
-    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    return SimpleNamespace(**{**defaults, **given})
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    return SimpleNamespace(**{**vars(parser.parse_args(["--model-path", "x"])), **given})
 
 
 def test_a_plain_server_is_ours() -> None:
@@ -39,6 +41,7 @@ def test_a_plain_server_is_ours() -> None:
         ({"chunked_prefill_size": -1}, "--chunked-prefill-size", {"chunk": "fixed"}),
         ({"enable_mixed_chunk": True}, "--enable-mixed-chunk", {"mix": "auto"}),
         ({"enable_prefill_delayer": True}, "--enable-prefill-delayer", {"policy": "off"}),
+        ({"prefill_decode_interval": 4}, "--prefill-decode-interval", {"policy": "off"}),
         ({"enable_http2": True, "tokenizer_worker_num": 2}, "--enable-http2", {"policy": "off"}),
     ],
 )
@@ -67,7 +70,6 @@ def test_a_job_that_ours_does_is_refused_to_sglang_unless_ours_leaves_it(
         {"enable_deterministic_inference": True},
         {"num_continuous_decode_steps": 4},
         {"page_size": 16},
-        {"disable_radix_cache": True},
     ],
     ids=lambda given: next(iter(given)),
 )
@@ -82,7 +84,7 @@ def scheduler(**given: Any) -> SimpleNamespace:
         "server_args": server_args(),
         "is_generation": True,
         "model_config": SimpleNamespace(is_encoder_decoder=False),
-        "tree_cache": type("RadixCache", (), {})(),
+        "tree_cache": type(KNOWN_CACHES[0], (), {})(),
         "is_hybrid_swa": False,
         "is_hybrid_ssm": False,
     }
@@ -103,6 +105,7 @@ def test_the_table_names_real_flags_only() -> None:
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     known = set(parser._option_string_actions)
+    known |= set(FLAGS_OF_SOME)
     known |= {"--slo-" + f.name.replace("_", "-") for f in dataclasses.fields(SloConfig)}
     named = set(re.findall(r"--[a-z][a-z0-9-]*", flags.markdown()))
     assert named and named <= known, named - known

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-from sglang.srt.mem_cache.common import release_kv_cache
 
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.pool import HostKv, Leavers
@@ -25,8 +24,11 @@ from sglang_slo.runtime.kv.host_pool import HostCopy, HostPool
 from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
+from sglang_slo.runtime.sglang import kv, tree
 
 if TYPE_CHECKING:
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.prefix_pins import Pins
     from sglang_slo.runtime.ports import Ports
@@ -51,16 +53,15 @@ class Preemptor:
     def leavers(self, batch: ScheduleBatch) -> Leavers:
         """What preemption could do with each request of the running batch."""
         reqs = batch.reqs
-        freed = np.fromiter((freed_tokens(req) for req in reqs), np.int64, len(reqs))
-        held = np.fromiter((req.kv.kv_allocated_len for req in reqs), np.int64, len(reqs))
-        tree = self._kv.tree.is_tree_cache()
+        freed = np.fromiter((freed_tokens(self._kv.tree, req) for req in reqs), np.int64, len(reqs))
+        held = np.fromiter(map(kv.allocated_tokens, reqs), np.int64, len(reqs))
         return Leavers(
             allowed=np.fromiter(map(self.may_leave, reqs), bool, len(reqs)),
             freed_tokens=freed,
-            kv_tokens=np.fromiter((req.kv_committed_len for req in reqs), np.int64, len(reqs)),
+            kv_tokens=np.fromiter(map(kv.committed_tokens, reqs), np.int64, len(reqs)),
             shared_tokens=held - freed,
-            cached_tokens=np.fromiter((req.cache_protected_len for req in reqs), np.int64, len(reqs)),
-            may_keep=np.full(len(reqs), tree),
+            cached_tokens=np.fromiter(map(kv.protected_tokens, reqs), np.int64, len(reqs)),
+            may_keep=np.full(len(reqs), tree.shares_prefixes(self._kv.tree)),
             may_swap=np.fromiter(map(self._may_swap, reqs), bool, len(reqs)),
             may_recompute=np.ones(len(reqs), bool),
         )
@@ -126,7 +127,7 @@ class Preemptor:
         if self.line is not None:
             self.line.drop_unclaimed()
         # whoever holds nothing on the device has left, whatever was raised
-        gone = [place for place in places if batch.reqs[place].req_pool_idx is None]
+        gone = [place for place in places if kv.row_of(batch.reqs[place]) is None]
         if len(gone) < len(places):
             left = batches.without(batch, np.array(gone, np.int64)) if gone else batch
         left.batch_is_full = False
@@ -156,7 +157,7 @@ class Preemptor:
         if copy is not None and self.line is not None:
             self.line.take(req, copy, iteration_s)
             return
-        release_kv_cache(req, self._kv.tree, is_insert=mode is PreemptMode.KEEP)
+        tree.release(self._kv.tree, req, keep=mode is PreemptMode.KEEP)
         req.reset_for_retract()
         self.leaving.append(req)
 
@@ -272,9 +273,9 @@ class Preemptor:
 
 def release_parked(ports: Ports, req: Req) -> None:
     """Take the cut request out of its place: its KV stays in the radix tree, where its next turn finds it."""
-    req.slo_computed_tokens = req.kv_committed_len
+    req.slo_computed_tokens = kv.committed_tokens(req)
     req.slo_parked = getattr(req, "slo_parked", 0) + 1
-    release_kv_cache(req, ports.kv.tree, is_insert=True)
+    tree.release(ports.kv.tree, req, keep=True)
     req.reset_for_retract()
     req.retraction_count -= 1  # nothing was taken from it
     ports.waiting.cut = None
@@ -285,10 +286,7 @@ def iteration_s(model: LatencyModel, reqs: list[Req]) -> float:
     return model.iteration_s(decode_shape(len(reqs), sum(req.seqlen for req in reqs)))
 
 
-def freed_tokens(req: Req) -> int:
+def freed_tokens(cache: BasePrefixCache, req: Req) -> int:
     """KV that becomes free or evictable when `req` leaves: all it holds but what others hold too."""
-    node, pinned = req.last_node, req.cache_protected_len
-    while node is not None and node.parent is not None and node.lock_ref == 1:
-        pinned -= len(node.key)
-        node = node.parent
-    return int(req.kv.kv_allocated_len - max(pinned, 0))
+    own = kv.allocated_tokens(req) - kv.protected_tokens(req)
+    return own + min(tree.kept_alone(cache, req), kv.protected_tokens(req))

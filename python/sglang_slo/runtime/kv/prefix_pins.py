@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang_slo.runtime.sglang import tree
+
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
@@ -31,7 +33,7 @@ class Pins:
     ) -> None:
         self._cache, self._table, self._most = tree_cache, table, most_tokens
         self._look_up = look_up
-        self._nodes: dict[int, tuple[Any, int]] = {}  # row -> (node, tokens that it alone keeps)
+        self._locks: dict[int, tuple[Any, int]] = {}  # row -> (lock, tokens that it alone keeps)
         self._uncached: set[int] = set()  # rows that were looked up to no avail
         self.tokens = 0
 
@@ -41,12 +43,12 @@ class Pins:
         One with nothing cached is not looked up again, but when `prefixes` says that there may be something now.
         """
         rows = {req.slo_row for req in reqs}
-        for row in [row for row in self._nodes if row not in rows]:
+        for row in [row for row in self._locks if row not in rows]:
             self.release(row)
         self._uncached &= rows
         for req in reqs:
             row = req.slo_row
-            if row in self._nodes:
+            if row in self._locks:
                 continue
             if row not in self._uncached:
                 self._look_up(req)
@@ -57,14 +59,11 @@ class Pins:
             self._pin(req)
 
     def _pin(self, req: Req) -> None:
-        node, row = req.last_node, req.slo_row
-        if not self._cache.is_tree_cache():
+        row = req.slo_row
+        if not tree.shares_prefixes(self._cache):
             return
-        # evictable tokens before and after tell what this pin alone keeps
-        before = self._cache.evictable_size()
-        self._cache.inc_lock_ref(node)
-        kept = before - self._cache.evictable_size()
-        self._nodes[row] = (node, kept)
+        held, kept = tree.kept_by(self._cache, req.last_node)
+        self._locks[row] = (held, kept)
         self.tokens += kept
         self._table.pinned_tokens[row] = kept
         if self.tokens > self._most:
@@ -72,16 +71,16 @@ class Pins:
 
     def release(self, row: int) -> None:
         """Let go of one request's prefix; nothing if it has no pin."""
-        node, kept = self._nodes.pop(row, (None, 0))
-        if node is not None:
-            self._cache.dec_lock_ref(node)
+        if row in self._locks:
+            held, kept = self._locks.pop(row)
+            tree.unlock(self._cache, held)
             self.tokens -= kept
             self._table.pinned_tokens[row] = 0
 
     def release_all(self) -> None:
         """Let go of every prefix."""
-        for row in list(self._nodes):
+        for row in list(self._locks):
             self.release(row)
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._locks)

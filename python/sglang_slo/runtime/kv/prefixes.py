@@ -32,7 +32,8 @@ class PrefixGroups:
         ids = req.origin_input_ids
         if len(ids) <= SHARED_TOKENS:
             return 0
-        key = (bytes(memoryview(ids)[:SHARED_TOKENS]), req.extra_key, req.lora_id)
+        salt = getattr(req, "cache_salt", None)  # newer releases'
+        key = (bytes(memoryview(ids)[:SHARED_TOKENS]), req.extra_key, req.lora_id, salt)
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = self._next

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
+from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.allocation import alloc_token_slots
-from sglang.srt.mem_cache.common import release_kv_cache
 
 from sglang_slo.core.kv import preemption
 from sglang_slo.runtime.kv.host_pool import HostCopy, HostPool
+from sglang_slo.runtime.sglang import kv as held
+from sglang_slo.runtime.sglang import tree
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.ports import Ports
@@ -51,11 +52,11 @@ class Swapped:
 
 @dataclass(slots=True, eq=False)
 class Leftover:
-    """Device KV that is still being copied out: own slots, and the node of the radix tree that is held."""
+    """Device KV that is still being copied out: own slots, and the lock on the prefix tree that is held."""
 
     due: int
     slots: torch.Tensor
-    node: Any
+    lock: Any
     copy: HostCopy
 
 
@@ -77,7 +78,7 @@ class SwapLine:
 
     def save(self, req: Req) -> HostCopy:
         """Start to copy the KV of a running request to the host. What is in flight for it is dropped with its token."""
-        row = self._kv.rows.req_to_token[req.req_pool_idx]
+        row = self._kv.rows.req_to_token[held.row_of(req)]
         copy = self.pool.save(row[: req.seqlen - 1].to(torch.int64, copy=True))
         self._unclaimed.append(copy)
         return copy
@@ -92,15 +93,13 @@ class SwapLine:
     def take(self, req: Req, copy: HostCopy, iteration_s: float) -> None:
         """A running request is on the host from now on; its device KV is free when `copy` is over."""
         kv = self._kv
-        row = kv.rows.req_to_token[req.req_pool_idx]
-        own = row[req.cache_protected_len : req.kv.kv_allocated_len].to(torch.int64, copy=True)
+        row = kv.rows.req_to_token[held.row_of(req)]
+        own = row[held.protected_tokens(req) : held.allocated_tokens(req)].to(torch.int64, copy=True)
         due = self._planning + self._hidden(copy.tokens, iteration_s)
-        left, swapped = Leftover(due, own, req.last_node, copy), Swapped(req, copy, self._planning)
-        nothing = torch.empty((0,), dtype=torch.int64)
+        left, swapped = Leftover(due, own, tree.lock_of(req), copy), Swapped(req, copy, self._planning)
         # from here on nothing can fail
         kv.rows.free(req)
-        req.kv, req.kv_committed_len = None, 0
-        req.last_node, req.cache_protected_len, req.prefix_indices = None, 0, nothing
+        held.hold_nothing(req)
         req.is_retracted = True
         req.retraction_count += 1
         req.slo_swapped = getattr(req, "slo_swapped", 0) + 1
@@ -121,7 +120,7 @@ class SwapLine:
             self.pool.fence(left.copy)
             self._leftovers.remove(left)
             kv.allocator.free(left.slots)
-            kv.tree.dec_lock_ref(left.node)
+            tree.unlock(kv.tree, left.lock)
 
     # -- back
 
@@ -148,7 +147,7 @@ class SwapLine:
             logger.warning("sglang-slo: request %s could not be brought back: %s", w.req.rid, error)
             w.tries += 1
         else:
-            w.ready = self._planning + self._hidden(w.copy.tokens - len(w.req.prefix_indices), iteration_s)
+            w.ready = self._planning + self._hidden(w.copy.tokens - held.prefix_tokens(w.req), iteration_s)
             w.agreed = self._ports.ranks.size == 1
             self.out.remove(w)
             self.arriving.append(w)
@@ -166,27 +165,26 @@ class SwapLine:
         """Device slots, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
         kv, req, tokens = self._kv, w.req, w.copy.tokens
         req.init_next_round_input(kv.tree)
-        node, prefix = req.last_node, len(req.prefix_indices)
+        prefix = held.prefix_tokens(req)
         slots = torch.empty(0, dtype=torch.int64, device=kv.rows.device)
-        kv.tree.inc_lock_ref(node)
+        tree.lock_for(kv.tree, req)
         try:
             if tokens > prefix:
                 slots = alloc_token_slots(kv.tree, tokens - prefix)
             if kv.rows.alloc([req]) is None:
                 raise RuntimeError("no free request slot")
-            row = req.req_pool_idx
-            kv.rows.write((row, slice(0, prefix)), req.prefix_indices.to(torch.int32))
+            row, cached = held.row_of(req), tree.prefix_slots(kv.tree, req)
+            kv.rows.write((row, slice(0, prefix)), cached.to(torch.int32))
             kv.rows.write((row, slice(prefix, tokens)), slots.to(torch.int32))
             w.loaded = self._copied_back(w.copy, prefix, slots)
-            req.kv = ReqKvInfo(kv_allocated_len=tokens, swa_evicted_seqlen=0)
-            req.kv_committed_len = tokens
+            held.hold(req, tokens)
         except BaseException:
             if len(slots):
                 kv.allocator.free(slots)
-            if req.req_pool_idx is not None:
+            if held.row_of(req) is not None:
                 kv.rows.free(req)
-            kv.tree.dec_lock_ref(node)
-            _forget_device(req)
+            tree.unlock_of(kv.tree, req)
+            held.hold_nothing(req)
             raise
 
     def _copied_back(self, copy: HostCopy, prefix: int, slots: torch.Tensor) -> bool:
@@ -220,7 +218,7 @@ class SwapLine:
         logger.warning("sglang-slo: the copy of request %s cannot be used: recompute", w.req.rid)
         self.pool.fence(w.copy)
         self.arriving.remove(w)
-        release_kv_cache(w.req, self._kv.tree, is_insert=False)
+        tree.release(self._kv.tree, w.req, keep=False)
         self._recompute(w)
 
     def ready(self, now: bool) -> list[Swapped]:
@@ -266,8 +264,8 @@ class SwapLine:
 
     def _withdraw(self, w: Swapped) -> None:
         self.pool.fence(w.copy)
-        release_kv_cache(w.req, self._kv.tree, is_insert=False)
-        _forget_device(w.req)
+        tree.release(self._kv.tree, w.req, keep=False)
+        held.hold_nothing(w.req)
 
     def _recompute(self, w: Swapped) -> None:
         """Into the queue, as if its KV had been thrown away when it was preempted."""
@@ -291,10 +289,3 @@ class SwapLine:
     def empty(self) -> bool:
         """Nobody is swapped, and no device KV is still held."""
         return not (self.out or self.arriving or self._leftovers)
-
-
-def _forget_device(req: Req) -> None:
-    """A request that holds nothing on the device."""
-    req.kv, req.kv_committed_len = None, 0
-    req.last_node, req.cache_protected_len = None, 0
-    req.prefix_indices = torch.empty((0,), dtype=torch.int64)

@@ -22,6 +22,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils import DynamicGradMode
 
 from sglang_slo.core.latency import BatchShape, decode_shape
+from sglang_slo.runtime.sglang import kv
 
 Pace = Callable[
     [float], tuple[int, int] | None
@@ -159,8 +160,8 @@ class Bench:
         params.normalize(None)
         req = Req(rid, "", self._tokens[: history + new], params, vocab_size=len(self._tokens))
         if history:
-            req.prefix_indices = self._scheduler.token_to_kv_pool_allocator.alloc(history)
+            kv.have_history(req, history, self._scheduler)
         req.full_untruncated_fill_ids = req.origin_input_ids
         req.logprob_start_len = -1
-        req.set_extend_range(history, history + new)
+        kv.set_extend(req, new)
         return req

@@ -29,6 +29,7 @@ from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, Prof
 from sglang_slo.core.samples import Samples
 from sglang_slo.cpu.demo_model import cache_dir
 from sglang_slo.measuring import MEASURE_ENV, describe
+from sglang_slo.runtime.sglang.settings import resolved
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,11 @@ def model_of(measured: list[tuple[BatchShape, float]], mine: dict[str, Any]) -> 
 
 def key(scheduler: Any) -> dict[str, Any]:
     """Everything the figures depend on; plain JSON values."""
-    args, config, runner = scheduler.server_args, scheduler.model_config, scheduler.tp_worker.model_runner
+    args, config, runner = (
+        resolved(scheduler.server_args),
+        scheduler.model_config,
+        scheduler.tp_worker.model_runner,
+    )
     shape = json.dumps(config.hf_config.to_dict(), sort_keys=True, default=str)
     cuda = torch.cuda.is_available()
     return {
@@ -183,12 +188,12 @@ def _keep(scheduler: Any, model: LatencyModel, path: Path) -> None:
 
 
 def _is_rank_0(scheduler: Any) -> bool:
-    return scheduler.ps.tp_rank == 0
+    return scheduler.slo_ranks.tp_rank == 0
 
 
 def _from_rank_0(scheduler: Any, value: Any) -> Any:
     """Rank 0's `value`, on every rank of the tensor-parallel group."""
-    if scheduler.ps.tp_size == 1:
+    if scheduler.slo_ranks.tp_size == 1:
         return value
     group = scheduler.tp_group
     return broadcast_pyobj([value], group.rank, scheduler.tp_cpu_group, src=group.ranks[0])[0]

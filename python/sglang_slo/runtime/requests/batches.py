@@ -26,7 +26,9 @@ DIVIDED = names(
     "return_hidden_states_mode sampling_info spec_info encoder_lens encoder_lens_cpu out_cache_loc is_prefill_only "
     "temperatures top_ps top_ks min_ps sampling_seed logit_bias penalizer_orchestrator return_sampling_masks "
     "sampling_mask_max_top_k has_custom_logit_processor custom_params custom_logit_processor is_all_greedy "
-    "is_any_greedy need_top_p_sampling need_top_k_sampling need_min_p_sampling"
+    "is_any_greedy need_top_p_sampling need_top_k_sampling need_min_p_sampling return_sampling_support_logprobs "
+    "sampling_mask_batch_indices sampling_mask_top_ks sampling_support_logprobs_capture_indices max_top_k "
+    "npu_top_k_top_p_eligible beam_tail"
 )
 # What belongs to the engine, is set for each iteration, or is of a mode that runs stock scheduling.
 NOT_DIVIDED = names(
@@ -41,12 +43,21 @@ NOT_DIVIDED = names(
     "can_run_dp_breakable_cuda_graph tbo_split_seq_index recv_skipper_forward_mode spec_verify_tier_num_tokens "
     "spec_algorithm extend_num_tokens dllm_config prefix_lens extend_lens extend_logprob_start_lens "
     "global_num_tokens global_num_tokens_for_logprob global_spec_verify_tier_num_tokens vocab_size grammars rids_int "
-    "bootstrap_room_ids_int grammar_mask acc_additive_penalties acc_scaling_penalties"
+    "bootstrap_room_ids_int grammar_mask acc_additive_penalties acc_scaling_penalties after_idle_gap "
+    "split_prefill_start prefill_chunk_processed mix_running_indices_cpu encoder_swa_reset engram_history "
+    "engram_staged_rows can_run_decode_cuda_graph can_run_dp_draft_cuda_graph can_run_dp_prefill_cuda_graph "
+    "dp_prefill_cuda_graph_max_prefix_len dp_balance_stats dp_spec_prefill_coordination_applied "
+    "dp_spec_prefill_coordination_metadata draft_global_num_tokens draft_global_num_tokens_for_logprob "
+    "mamba_decode_batch_idx_cpu mamba_prefill_track_mask_cpu mamba_track_buffer_indices mamba_track_mask_cpu "
+    "mamba_track_mask_next_cpu mamba_track_seqlens_cpu watermark_keys watermark_context_windows watermark_enabled "
+    "watermark_candidates_host has_watermark_candidates"
 )
 
 
 def can_split(batch: ScheduleBatch) -> bool:
-    """Not with a penalty that this package does not know: only SGLang's own can be counted anew."""
+    """Not with a penalty that this package does not know: only SGLang's own can be counted anew. Not beam searches."""
+    if any(getattr(req, "beam_group", None) is not None for req in batch.reqs):
+        return False
     asked = batch.sampling_info.penalizer_orchestrator
     if not asked.is_required:
         return True

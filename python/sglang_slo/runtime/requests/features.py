@@ -77,7 +77,7 @@ def _wants_input_logprobs(req: Req) -> bool:
 TABLE = (
     _feature(
         "log-probabilities",
-        "return_logprob top_logprobs_num token_ids_logprob",
+        "return_logprob top_logprobs_num token_ids_logprob return_flat_raw_output_top_logprobs",
         lambda req: req.return_logprob,
         Permits(mix=False),
         "SGLang does not compute them in a mixed batch",
@@ -98,7 +98,7 @@ TABLE = (
     ),
     _feature(
         "sparse sampling support",
-        "return_sampling_mask",
+        "return_sampling_mask sampling_logprobs_mode",
         lambda req: req.return_sampling_mask,
         Permits(mix=False),
         "its rows follow the batch of decodes",
@@ -128,7 +128,8 @@ TABLE = (
         "images, video, audio",
         "mm_inputs multimodal_inputs image_data video_data audio_data mm_hashes use_audio_in_video modalities "
         "need_wait_for_mm_inputs num_items_assigned mm_data_mooncake encoder_urls max_dynamic_patch "
-        "min_dynamic_patch image_max_dynamic_patch video_max_dynamic_patch images_config",
+        "min_dynamic_patch image_max_dynamic_patch video_max_dynamic_patch images_config mm_content_hashes "
+        "mm_processor_kwargs video_config",
         lambda req: req.multimodal_inputs is not None,
         Permits(mix=False, cut=False, park=False, keep=False, swap=False, recompute=False),
         "tokens of one image attend to each other; SGLang lengthens the positions at each look-up after a preemption",
@@ -142,15 +143,18 @@ TABLE = (
     ),
     _feature(
         "an adapter",
-        "lora_id lora_path",
+        "lora_id lora_path lora_name",
         lambda req: req.lora_id is not None,
         Permits(swap=False),
         "it must have a slot when it comes back, which only SGLang's prefill sees to",
     ),
     _feature(
         "several items scored in one prompt",
-        "multi_item_delimiter_indices",
-        lambda req: req.multi_item_delimiter_indices is not None,
+        "multi_item_delimiter_indices token_indices_to_pool decision_layout",
+        lambda req: any(
+            getattr(req, name, None) is not None
+            for name in ("multi_item_delimiter_indices", "token_indices_to_pool", "decision_layout")
+        ),
         Permits(mix=False, cut=False, park=False, keep=False, swap=False, recompute=False),
         "items are told apart by their places in one piece",
     ),
@@ -162,6 +166,13 @@ TABLE = (
         "such a server runs stock scheduling",
     ),
     _feature(
+        "a beam search",
+        "beam_width",
+        lambda req: getattr(req, "beam_group", None) is not None,
+        Permits(mix=False, split=False, park=False, keep=False, swap=False, recompute=False),
+        "its beams hold rows and KV of their own behind one request",
+    ),
+    _feature(
         "a penalty",
         "frequency_penalty presence_penalty repetition_penalty min_new_tokens",
         lambda req: False,  # what it has counted follows from the output (`penalties`)
@@ -170,7 +181,7 @@ TABLE = (
     ),
     _feature(
         "a grammar",
-        "json_schema regex ebnf structural_tag require_reasoning max_thinking_tokens",
+        "json_schema regex ebnf ebnf_full_assistant structural_tag require_reasoning max_thinking_tokens",
         lambda req: False,
         ALL,
         "its state is the request's own and moves with the tokens that are kept",
@@ -194,8 +205,10 @@ PLAIN = names(
     "return_flat_raw_top_logprobs_b64 return_entropy return_prompt_token_ids vocab_size "
     # whose it is, where it came from and goes to
     "log_metrics no_logs custom_labels external_trace_header received_time time_stats metrics_collector "
-    "http_worker_ipc conversation_id routing_key extra_key priority background routed_dp_rank "
-    # modes that run stock scheduling: disaggregation, embedding models
+    "http_worker_ipc conversation_id routing_key extra_key cache_salt priority background routed_dp_rank "
+    "data_parallel_rank kv_hints "
+    # modes that run stock scheduling: disaggregation, pipelines, embedding models, watermarks
+    "watermark pp_prefetch_ticketed "
     "bootstrap_host bootstrap_port bootstrap_room bootstrap_pair_key decode_tp_size disagg_prefill_dp_rank "
     "disagg_mode dimensions return_pooled_hidden_states"
 )

@@ -12,6 +12,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
+from sglang_slo.runtime.sglang import tree
 
 
 class EngineQueue:
@@ -120,7 +121,7 @@ class EngineBatches:
             s.chunked_req = cut
             if s.waiting_queue is offered:  # else they are in a batch already
                 for req in admitted:
-                    s.tree_cache.dec_lock_ref(req.last_node)
+                    tree.unlock_of(s.tree_cache, req)
             raise
         finally:
             stock.PrefillAdder, s.policy = adder, policy
@@ -136,5 +137,9 @@ class _KeepOrder:
     """In the place of SGLang's queue policy while a plan is applied."""
 
     @staticmethod
-    def calc_priority(waiting_queue: list[Req], running_batch: ScheduleBatch) -> bool:
+    def calc_priority(*args: object, **kwargs: object) -> bool:
         return False
+
+    @staticmethod
+    def shortest_prefill_chunk_limit(*args: object) -> None:
+        return None

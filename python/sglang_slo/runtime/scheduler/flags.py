@@ -12,6 +12,7 @@ from typing import Any
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core.orders import ORDERS
+from sglang_slo.runtime.sglang.settings import resolved
 
 Test = Callable[[Any, SloConfig], Any]
 
@@ -69,6 +70,14 @@ TABLE = (
         _is("enable_prefill_delayer", False),
     ),
     Row(
+        "--prefill-decode-interval, --min-free-slots-delay",
+        REFUSED,
+        "when to prefill is decided by the limits of those that decode",
+        lambda args, config: (
+            _is("prefill_decode_interval", 0)(args, config) or (args.min_free_slots_delay or 1) > 1
+        ),
+    ),
+    Row(
         "--chunked-prefill-size -1",
         REFUSED,
         "a prompt must be cut to keep gaps short; needs --slo-chunk fixed",
@@ -86,6 +95,11 @@ TABLE = (
         "--max-running-requests, --max-total-tokens, --max-prefill-tokens", HONOURED, "bounds on every batch"
     ),
     Row("--max-queued-requests", HONOURED, "SGLang refuses at the door, before ours sees the request"),
+    Row(
+        "--disable-radix-cache",
+        HONOURED,
+        "then nobody is set aside half-prefilled, and who is preempted is swapped or computed again",
+    ),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
     Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
     # -- ways in that bypass the HTTP side
@@ -120,7 +134,7 @@ TABLE = (
         "--enable-dp-attention",
         STOCK,
         "replicas must form batches in step",
-        _is("enable_dp_attention", False),
+        lambda args, config: args.enable_dp_attention or getattr(args, "attn_dp_size", 1) > 1,
     ),
     Row(
         "context parallelism (--attn-cp-size, --dcp-size)",
@@ -141,22 +155,28 @@ TABLE = (
         lambda args, config: args.enable_lmcache or args.enable_flexkv or args.enable_hisparse,
     ),
     Row(
+        "--enable-unified-cache-external-linker",
+        STOCK,
+        "KV is kept elsewhere",
+        _is("enable_unified_cache_external_linker", False),
+    ),
+    Row(
         "--page-size > 1",
         STOCK,
         "a chunk ends where the limits say, not where a page does",
         lambda args, config: (args.page_size or 1) > 1,
     ),
     Row(
-        "--disable-radix-cache",
-        STOCK,
-        "a request that is set aside half-prefilled would start again",
-        _is("disable_radix_cache", False),
-    ),
-    Row(
         "--chunked-prefill-size -1 with --slo-chunk fixed",
         STOCK,
         "prompts are never cut",
         lambda args, config: (args.chunked_prefill_size or 0) < 0,
+    ),
+    Row(
+        "--enable-watermark",
+        STOCK,
+        "a token's mark is drawn from those before it in the iterations that its request was in",
+        _is("enable_watermark", False),
     ),
     Row("--dllm-algorithm", STOCK, "a diffusion model fills blocks of tokens", _is("dllm_algorithm")),
     Row("--enable-pdmux", STOCK, "prefill and decode share the GPU by streams", _is("enable_pdmux", False)),
@@ -181,9 +201,6 @@ TABLE = (
     Row("hybrid and sliding-window caches, encoder-decoder models", STOCK, "KV is freed inside a request"),
 )
 
-# Caches whose bookkeeping ours knows; a subclass may free KV inside a request, so exact names count.
-KNOWN_CACHES = ("RadixCache", "ChunkCache")
-
 
 def refusals(server_args: Any, config: SloConfig) -> list[str]:
     """Why a server cannot start so, one message a flag; empty: it can."""
@@ -201,13 +218,17 @@ def stock_reasons(server_args: Any, config: SloConfig) -> list[str]:
 
 def uncovered(scheduler: Any, config: SloConfig) -> str | None:
     """Why a built `Scheduler` must run as stock, from its flags, its model and its cache; None: ours can."""
-    reasons = stock_reasons(scheduler.server_args, config)
+    reasons = stock_reasons(resolved(scheduler.server_args), config)
     if config.policy == "off":
         reasons.append("--slo-policy off")
     if not scheduler.is_generation:
         reasons.append("the model generates no tokens")
     if scheduler.model_config.is_encoder_decoder:
         reasons.append("the model is an encoder-decoder")
+    from sglang_slo.runtime.sglang.tree import (
+        KNOWN_CACHES,  # SGLang's own modules: not before a server starts
+    )
+
     cache = type(scheduler.tree_cache).__name__
     if scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm or cache not in KNOWN_CACHES:
         reasons.append(f"its KV cache is a {cache}; known: {', '.join(KNOWN_CACHES)}")

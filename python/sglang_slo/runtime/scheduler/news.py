@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers import io_struct
@@ -96,9 +97,23 @@ class News:
 
 def split(received: list[Any]) -> tuple[Tick | None, list[Any]]:
     """The tick of what was received, None without one, and the rest."""
-    if received and isinstance(received[-1], Tick):
-        return received.pop(), received
     ticks = [r for r in received if isinstance(r, Tick)]
     if not ticks:
         return None, received
-    return ticks[0], [r for r in received if not isinstance(r, Tick)]
+    return in_one(ticks), [r for r in received if not isinstance(r, Tick)]
+
+
+def in_one(ticks: list[Tick]) -> Tick:
+    """Several iterations' news (SGLang may hold messages back), oldest first: the last, with nothing lost of the others."""
+    one = ticks[0]
+    for tick in ticks[1:]:
+        one = replace(
+            tick,
+            ended=[*one.ended, *tick.ended],
+            model=tick.model or one.model,
+            log_quantiles=one.log_quantiles | tick.log_quantiles,
+            revised=one.revised or tick.revised,
+            swap=tick.swap or one.swap,
+            vote=one.vote or tick.vote,
+        )
+    return one

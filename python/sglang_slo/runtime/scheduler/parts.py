@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sglang_slo import clock
@@ -23,6 +23,8 @@ from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
 from sglang_slo.runtime.scheduler.news import News
 from sglang_slo.runtime.scheduler.planning import Planning
 from sglang_slo.runtime.scheduler.viewer import Viewer
+from sglang_slo.runtime.sglang import tree
+from sglang_slo.runtime.sglang.settings import resolved
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
@@ -68,14 +70,16 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
         iteration=Iteration(s.running_batch),
         trouble=trouble,
         tell=lambda answer, req: s.ipc_channels.send_to_tokenizer.send_output(answer, req),
-        ranks=Ranks(s.ps.tp_size, s.tp_cpu_group),
+        ranks=Ranks(s.slo_ranks.tp_size, s.tp_cpu_group),
     )
 
 
 def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap: bool) -> Parts:
     """Everything, around the latency model that the server starts with."""
-    s, rank0 = scheduler, scheduler.ps.attn_tp_rank == 0
-    dp_rank = s.ps.dp_rank if s.server_args.dp_size > 1 else None
+    if not tree.shares_prefixes(scheduler.tree_cache):  # who is set aside half-prefilled would start again
+        config = replace(config, park=False)
+    s, rank0 = scheduler, scheduler.slo_ranks.attn_tp_rank == 0
+    dp_rank = s.slo_ranks.dp_rank if resolved(s.server_args).dp_size > 1 else None
     observer = Observer(config, rank0, metric_labels(s), dp_rank)
     reporter = Reporter(observer, config.request_log_text) if rank0 else None
     ports = ports_of(s, config, model, Trouble(observer))

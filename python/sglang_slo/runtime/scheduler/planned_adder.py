@@ -12,6 +12,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from sglang_slo.runtime.requests import features
+from sglang_slo.runtime.sglang import kv, tree
 
 
 class PlannedAdder(PrefillAdder):
@@ -30,7 +31,7 @@ class PlannedAdder(PrefillAdder):
 
     def add_chunked_req(self, req: Req) -> Req | None:
         """The request that was cut last time: its next piece. Returns it if it is cut again."""
-        rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        rest = len(req.full_untruncated_fill_ids) - kv.prefix_tokens(req)
         # it has to move: an unfinished chunk that is left out of the batch would be lost
         tokens = max(min(self._planned.get(req, rest), rest, int(self.cur_rem_tokens)), 1)
         self._take(req, tokens)
@@ -44,7 +45,7 @@ class PlannedAdder(PrefillAdder):
         if planned is None:
             return AddReqResult.OTHER
         with self._lock_node(req.last_node):
-            rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+            rest = len(req.full_untruncated_fill_ids) - kv.prefix_tokens(req)
             tokens = min(planned, rest)
             if tokens < rest and not features.of(req).cut:  # less is cached than when it was planned
                 tokens = min(rest, max(planned, self._most_chunk_tokens))
@@ -54,7 +55,7 @@ class PlannedAdder(PrefillAdder):
                 return AddReqResult.OTHER
             if tokens + self.page_size > self.cur_rem_tokens:
                 return AddReqResult.NO_TOKEN
-            self._req_inc_lock_ref(req)
+            tree.lock_for(self.tree_cache, req)
             self._admitted.append(req)
             self._take(req, tokens)
             if cut:
@@ -62,8 +63,8 @@ class PlannedAdder(PrefillAdder):
         return AddReqResult.CONTINUE
 
     def _take(self, req: Req, tokens: int) -> None:
-        start = len(req.prefix_indices)
-        req.set_extend_range(start, start + tokens)
+        start = kv.prefix_tokens(req)
+        kv.set_extend(req, tokens)
         computed = getattr(req, "slo_computed_tokens", 0)
         again = max(min(computed, start + tokens) - start, 0)
         req.slo_recomputed_tokens = getattr(req, "slo_recomputed_tokens", 0) + again

@@ -87,9 +87,9 @@ class Planning:
         for req in back:
             with self._ports.trouble.noting("a victim"):
                 self._preempt.requeued(req)
-        split = self._ports.iteration.split
-        if split is not None:
-            step = NextBatchPlan(batch_to_run=split, running_batch=step.running_batch)
+        aside, self._ports.iteration.aside = self._ports.iteration.aside, None
+        if aside is not None:  # whatever SGLang took for its running batch when it was handed the part
+            step = NextBatchPlan(batch_to_run=step.batch_to_run, running_batch=aside)
         self._watch(step, in_flight)
         return step
 
@@ -221,10 +221,10 @@ class Planning:
         except Exception as error:
             self.fall_back(error)
             return stock(batch)
-        decoded = stock(part)
+        decoded, iteration.aside = stock(part), rest
         if decoded is not None and not decoded.is_empty():
             iteration.split = decoded
-        return rest
+        return decoded
 
     def cached(self, batch: ScheduleBatch, waits: Callable[[Req], bool]) -> None:
         """Those who wait with the same beginning as one that was just computed are looked up again."""

@@ -27,11 +27,11 @@ from sglang_slo.runtime.report.request_times import JudgingStreamer, hearing
 from sglang_slo.runtime.report.senders import naming
 from sglang_slo.runtime.requests import batches, features, penalties
 from sglang_slo.runtime.requests.lengths import ArrivingLengths, length_folder, vocabulary_of
-from sglang_slo.runtime.scheduler import news
-from sglang_slo.runtime.scheduler.flags import uncovered
+from sglang_slo.runtime.scheduler import flags, news
 from sglang_slo.runtime.scheduler.parts import build
 from sglang_slo.runtime.scheduler.plan_log import PlanLog
 from sglang_slo.runtime.scheduler.rank_sync import TickReceiver
+from sglang_slo.runtime.sglang import kv, process
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ class SloScheduler(stock.Scheduler):
 
     if TYPE_CHECKING:  # SGLang sets these without saying what they are
         is_mixed_chunk: bool
-        policy: Any
         request_receiver: Any
         ipc_channels: Any
         output_streamer: Any
@@ -57,7 +56,8 @@ class SloScheduler(stock.Scheduler):
         self.slo_config = SloConfig.from_env() or SloConfig()
         self.slo_on = False  # until everything is built, SGLang schedules
         super().__init__(*args, **kwargs)
-        reason = uncovered(self, self.slo_config)
+        self.slo_ranks = process.ranks(self)
+        reason = flags.uncovered(self, self.slo_config)
         if reason:
             logger.warning("sglang-slo: stock scheduling: %s", reason)
             return
@@ -75,9 +75,9 @@ class SloScheduler(stock.Scheduler):
         if parts.reporter is not None:
             self.ipc_channels = hearing(self.ipc_channels, parts.reporter.refused)
         self.metrics_reporter.scheduler = loads.Counted(self, self._waiting)
-        self._plan_log = PlanLog(self.ps.tp_rank)
+        self._plan_log = PlanLog(self.slo_ranks.tp_rank)
         self.slo_on = True
-        if self.ps.attn_tp_rank == 0:
+        if self.slo_ranks.attn_tp_rank == 0:
             logger.info("sglang-slo: scheduling by deadline")
 
     # -- asked for while the parts are built; the twin has its own
@@ -85,14 +85,14 @@ class SloScheduler(stock.Scheduler):
     def make_lengths(self) -> ArrivingLengths:
         """The predictor of output lengths, on the rank that broadcasts."""
         config = self.slo_config
-        folder = length_folder(config, self.model_config.model_path, self.ps.dp_rank)
+        folder = length_folder(config, self.model_config.model_path, self.slo_ranks.dp_rank)
         service = LengthService(config, "child", folder, vocabulary=vocabulary_of(self.tokenizer))
         return ArrivingLengths(service, config.confidence_low, config.confidence_high)
 
     def make_host_pool(self) -> HostPool | None:
         """Host memory for swapped KV, if there is any to be had."""
         kv_pool = self.token_to_kv_pool_allocator.get_kvcache()
-        return make_host_pool(kv_pool, self.slo_config.host_kv_gb, self.ps.tp_size)
+        return make_host_pool(kv_pool, self.slo_config.host_kv_gb, self.slo_ranks.tp_size)
 
     def slo_fell_back(self, error: Exception) -> None:
         """Stock scheduling takes this iteration: every flag it reads is as it would have left it."""
@@ -159,7 +159,7 @@ class SloScheduler(stock.Scheduler):
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         """Take the tick out of the list and SGLang's requests from the rest."""
         tick, recv_reqs = news.split(recv_reqs)
-        if tick is None and self.ps.tp_size == 1:
+        if tick is None and self.slo_ranks.tp_size == 1:
             tick = self.make_tick(recv_reqs)
         if self.slo_on and tick is not None:
             with self._noting("a tick"):
@@ -218,11 +218,12 @@ class SloScheduler(stock.Scheduler):
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
+        stocks = super().update_running_batch
         if not self.slo_on:
-            return super().update_running_batch(batch)
+            return stocks(batch)
         with self._noting("penalties"):
             penalties.own(batch)
-        return self.slo_planning.decode(batch, super().update_running_batch)
+        return self.slo_planning.decode(batch, stocks)
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Launch, and note when it is predicted to end."""
@@ -246,7 +247,7 @@ class SloScheduler(stock.Scheduler):
         if not self.slo_forward_blocks:
             self.slo_news.ended.append((batch.forward_iter, clock.now()))
         with self._noting("results"):
-            self.slo_planning.cached(batch, lambda req: req.req_pool_idx is None)
+            self.slo_planning.cached(batch, lambda req: kv.row_of(req) is None)
             for req in self.slo_book.tokens_out(batch.reqs):
                 self.slo_lifecycle.gone(req)
             self.slo_observer.refresh(clock.now(), self._gauges)
@@ -259,10 +260,9 @@ class SloScheduler(stock.Scheduler):
                 self.slo_preempt.abort(recv_req.rid, recv_req.abort_all)
                 self.slo_lifecycle.sweep(None, self.slo_preempt)
 
-    def is_fully_idle(self, for_health_check: bool = False) -> bool:
+    def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """SGLang's; a server with requests on the host is not idle."""
-        idle = super().is_fully_idle(for_health_check)
-        return idle and (not self.slo_on or self.slo_preempt.idle)
+        return super().is_fully_idle(*args, **kwargs) and (not self.slo_on or self.slo_preempt.idle)
 
     def flush_cache(self, empty_cache: bool = True) -> bool:
         """SGLang's flush; nothing may stay pinned in a tree that is cut down."""

@@ -14,6 +14,7 @@ from sglang_slo.core.kv.pool import Pool
 from sglang_slo.core.kv.reserve import Reserve
 from sglang_slo.core.view import View
 from sglang_slo.runtime.requests import batches
+from sglang_slo.runtime.sglang import kv
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -48,7 +49,7 @@ class Viewer:
         if p.settings.order == "stock":
             p.waiting.order(running_batch)
         if cut is not None:
-            table.history_tokens[cut.slo_row] = len(cut.prefix_indices)
+            table.history_tokens[cut.slo_row] = kv.prefix_tokens(cut)
         waiting = self._waiting_rows()
         decoding = book.rows(running_batch.reqs)
         self._bound_lengths(decoding)

@@ -30,12 +30,12 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_model_parallel,
 )
 from sglang.srt.managers.scheduler import Scheduler  # noqa: E402
-from sglang.srt.runtime_context import publish  # noqa: E402
-from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
+from sglang.srt.server_args import ServerArgs  # noqa: E402
 
 from sglang_slo import clock, settings_in  # noqa: E402
 from sglang_slo.config import ENV, SloConfig  # noqa: E402
 from sglang_slo.core.slo import SloClass  # noqa: E402
+from sglang_slo.runtime.sglang import process  # noqa: E402
 from sglang_slo.twin.devices.measured import MeasuredDevice  # noqa: E402
 from sglang_slo.twin.result.run_result import RunResult  # noqa: E402
 from sglang_slo.twin.sim.engine import VirtualEngine  # noqa: E402
@@ -74,9 +74,9 @@ def run(
     began = time.perf_counter()
     with seam(), _virtual_time(engine, slo, workload) as folder:
         server_args = _server_args(server_argv, workload, folder)
-        publish(server_args, role="scheduler")
+        process.publish(server_args)
         cls = virtual(_scheduler_class(scheduler), workload, recorder, watcher)
-        built = cls(server_args, PortArgs.init_new(server_args), 0, 0, 0, 0, 0, 0, None)
+        built = process.build(cls, server_args)
         logging.getLogger("sglang").setLevel(logging.ERROR)
         _loop(built)
     fallbacks = _fallbacks(built, allow_fallbacks)

@@ -22,6 +22,7 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.runtime.requests.lengths import ArrivingLengths, length_folder
 from sglang_slo.runtime.scheduler.planning import EVERYONE_DECODES
+from sglang_slo.runtime.sglang import process
 from sglang_slo.twin import predictors
 from sglang_slo.twin.sim.feeder import Feeder
 from sglang_slo.twin.sim.host_pool import VirtualHostPool
@@ -73,9 +74,7 @@ class _Virtual:
     twin_recorder: Recorder
 
     def init_tp_model_worker(self: Any) -> None:
-        self.tp_worker = TwinWorker(
-            server_args=self.server_args, gpu_id=self.ps.gpu_id, ps=self.ps, nccl_port=self.nccl_port
-        )
+        self.tp_worker = TwinWorker(**process.worker_arguments(self))
         self.tp_worker.recorder = self.twin_recorder
 
     def make_lengths(self: Any) -> Any:
