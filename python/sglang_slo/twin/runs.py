@@ -19,23 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sglang_slo.cpu.demo_model import cache_dir
+from sglang_slo.twin import sources
 from sglang_slo.twin.replicas import share_of
 from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.workloads.workload import Workload, load_workload
 
 CACHE_BYTES = 1 << 30
 GB_PER_JOB = 3.0  # a run's process: the imports of SGLang, one table of request slots, a tree of token ids
-# Source that a stock run depends on; ours depends on the whole package.
-_STOCK_SOURCES = (
-    "clock.py",
-    "core/attainment.py",
-    "core/latency.py",
-    *(f"twin/devices/{n}.py" for n in ("database", "device", "grid", "measured", "profiled", "spec")),
-    "cpu/platform.py",
-    "cpu/allocator.py",
-    *(f"twin/result/{n}.py" for n in ("requests", "run_result")),
-    *(f"twin/sim/{n}.py" for n in ("driver", "engine", "feeder", "recorder", "tokens", "virtual", "worker")),
-)
 
 Progress = Callable[[int, int, "Spec", RunResult, bool], None]
 
@@ -190,8 +180,7 @@ def key(spec: Spec) -> str:
 
 @lru_cache(maxsize=2)
 def _source_hash(stock: bool) -> str:
-    root = Path(__file__).parents[1]
-    files = [root / f for f in _STOCK_SOURCES] if stock else sorted(root.rglob("*.py"))
+    files = sources.of_stock() if stock else sources.of_ours()
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 
