@@ -84,6 +84,25 @@ def test_no_more_leave_than_the_growth_of_the_others_needs_and_one_stays(
 
 
 @settings(deadline=None)
+@given(runners, st.lists(st.booleans(), min_size=8, max_size=8), st.integers(0, 60))
+def test_those_left_alone_leave_last_and_only_where_the_others_do_not_suffice(
+    rows: list[tuple[int, bool, int, bool]], alone: list[bool], free: int
+) -> None:
+    pool = _mixed(rows, free)
+    stays = np.array(alone[: len(rows)])
+    pool.table.stays_until_s[pool.decoding[stays]] = 10.0
+    leaving = set(ReliefPlanner(SloConfig()).for_growth(pool, MODEL, 0.0, False).positions.tolist())
+    others = {i for i, row in enumerate(rows) if row[3] and not stays[i]}
+    if any(stays[i] for i in leaving):
+        assert others <= leaving
+        assert sum(rows[i][0] + 32 for i in others) < 32 * len(rows) - free
+    elif len(rows) > 1 and free < 32 * len(rows) and any(row[3] for row in rows):
+        assert leaving or free >= len(rows)  # somebody has to, or there is room for now
+    protected = groups(pool, MODEL, 0.0, "kv", False, protected=True).all.tolist()
+    assert sorted(protected) == [i for i, row in enumerate(rows) if row[3] and stays[i]]
+
+
+@settings(deadline=None)
 @given(runners, st.integers(1, 600), st.integers(0, 200))
 def test_whoever_leaves_for_a_newcomer_lets_it_in(
     rows: list[tuple[int, bool, int, bool]], prompt: int, free: int

@@ -15,7 +15,7 @@ from sglang.srt.managers.io_struct import (
 )
 
 import real_scheduler as real
-from crowded import COUNT, SWAP, requests
+from crowded import BOLD, COUNT, MANY, SWAP, requests
 from sglang_slo.runtime.kv import host_pool
 from sglang_slo.runtime.kv.host_pool import ArenaHostPool
 
@@ -83,6 +83,33 @@ def test_tokens_are_the_same_in_mixed_batches_of_cut_and_parked_prompts(overlap:
     run = real.run(real.all_at_once(again), COUNT, [*argv, *OVERLAP[overlap]], folder)
     assert run.tokens == whole
     assert run.counts["swap"] > 0
+    nothing_is_left(run)
+
+
+@pytest.mark.parametrize("protected", ["all", "all that decode at first"])
+@pytest.mark.parametrize("way", ["swap", "recompute", "stock"])
+def test_all_are_served_where_everyone_is_to_be_left_alone(
+    protected: str, way: str, folder: Path, expected: dict[str, list[int]]
+) -> None:
+    sent = requests()
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        if protected == "all" or iteration < 40:
+            scheduler.slo_book.table.stays_until_s[:] = 1e18
+        return sent if iteration == 1 else []
+
+    run = real.run(script, COUNT, [*SWAP, "--slo-preempt", way], folder)
+    assert run.tokens == expected
+    assert run.counts[way] > 0
+    nothing_is_left(run)
+
+
+def test_one_that_fills_the_whole_pool_alone_is_answered(folder: Path) -> None:
+    prompts = list(real.prompts(3, 100))
+    sent = [real.request(f"r{i}", p, 900) for i, p in enumerate(prompts)]
+    run = real.run(real.all_at_once(sent), 3, ["--max-total-tokens", "150", *BOLD, *MANY], folder)
+    assert sorted(run.tokens) == ["r0", "r1", "r2"]  # cut at what the pool holds, as SGLang does
+    assert all(0 < len(tokens) < 60 for tokens in run.tokens.values())
     nothing_is_left(run)
 
 

@@ -111,10 +111,15 @@ def slack_s(pool: Pool, rows: np.ndarray, model: LatencyModel, base_s: float) ->
     return np.asarray(np.where(pausable | p99, away, -math.inf))
 
 
-def groups(pool: Pool, model: LatencyModel, base_s: float, victims: str, trusted: bool) -> _Groups:
-    """Who may leave, in the order of the module; `victims`: auto, kv, area or latest (`--slo-victims`)."""
+def groups(
+    pool: Pool, model: LatencyModel, base_s: float, victims: str, trusted: bool, protected: bool = False
+) -> _Groups:
+    """Who may leave, in the order of the module; `victims`: auto, kv, area or latest (`--slo-victims`).
+
+    `protected`: instead, those who are left alone for a while (`stays_until_s`).
+    """
     table, rows = pool.table, pool.decoding
-    allowed = pool.leavers.allowed & (table.stays_until_s[rows] <= base_s)
+    allowed = pool.leavers.allowed & ((table.stays_until_s[rows] > base_s) == protected)
     if victims == "latest":
         positions = np.flatnonzero(allowed)
         latest = positions[np.argsort(-table.seq[rows[positions]])]
@@ -148,7 +153,10 @@ class ReliefPlanner:
         self._settings = settings
 
     def for_growth(self, pool: Pool, model: LatencyModel, base_s: float, trusted: bool) -> Relief:
-        """Victims, if the decodes are about to run out of KV: those who stay can then grow for `RELIEF_ITERATIONS`."""
+        """Victims, if the decodes are about to run out of KV: those who stay can then grow for `RELIEF_ITERATIONS`.
+
+        Protected ones come last, and leave rather than that SGLang chooses: somebody has to.
+        """
         table, rows = pool.table, pool.decoding
         if self._settings.preempt == "stock" or len(rows) == 0:
             return Relief()
@@ -158,8 +166,11 @@ class ReliefPlanner:
         soon = preemption.growth_tokens(remaining, self._lead(pool, model))
         if pool.free_tokens + pool.leaving_tokens >= soon:
             return Relief()
-        found = groups(pool, model, base_s, self._settings.victims, trusted)
-        order = found.all[: len(rows) - 1]
+        order = groups(pool, model, base_s, self._settings.victims, trusted).all
+        if len(order) < len(rows) - 1:
+            stay = groups(pool, model, base_s, self._settings.victims, trusted, protected=True).all
+            order = np.concatenate((order, stay))
+        order = order[: len(rows) - 1]
         freed = pool.leavers.freed_tokens + np.clip(remaining, 1, RELIEF_ITERATIONS)
         need = preemption.growth_tokens(remaining, RELIEF_ITERATIONS) - pool.free_tokens
         count = int(np.searchsorted(np.cumsum(freed[order]), need)) + 1
