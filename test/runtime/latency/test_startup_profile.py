@@ -95,6 +95,14 @@ def test_serving_starts_on_a_guess_if_measuring_fails(
     assert not profile.path_of(KEY).exists()
 
 
+def test_a_machine_too_busy_to_measure_on_is_told_in_one_line(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(profile, "measure", lambda *_: profile.model_of(timed(traffic(3)), KEY))
+    assert profile.startup_model(scheduler) is profile.GUESS
+    assert "too few" in caplog.text and "Traceback" not in caplog.text
+
+
 def test_a_cache_that_cannot_be_written_does_not_stop_the_server(
     scheduler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

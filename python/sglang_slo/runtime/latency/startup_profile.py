@@ -44,6 +44,10 @@ MOST_QUANTILE = 1.5
 MOST_ERROR = 0.25  # median, relative: what fits worse (a host too busy to measure on) is not kept
 
 
+class NoModelError(ValueError):
+    """What was measured tells no latency model."""
+
+
 def startup_model(scheduler: Any) -> LatencyModel:
     """`--slo-profile`, else the stored profile of this set-up, else measured now, else GUESS.
 
@@ -58,6 +62,9 @@ def startup_model(scheduler: Any) -> LatencyModel:
         return model
     try:
         model = measure(scheduler, mine, float(asked.get("seconds", MEASURE_S)))
+    except NoModelError as error:  # a machine too busy to measure on
+        logger.warning("sglang-slo: starting with a guess of iteration times: %s", error)
+        return GUESS
     except Exception:
         logger.exception("sglang-slo: measuring iteration times failed: starting with a guess")
         return GUESS
@@ -89,11 +96,15 @@ def measure(scheduler: Any, mine: dict[str, Any], seconds: float) -> LatencyMode
         try:
             model = model_of(measured, mine)
             logger.info("sglang-slo: measured\n%s", describe(model))
-        except Exception:  # the other ranks wait for an answer
-            logger.exception("sglang-slo: no latency model fits what was measured")
+        except Exception as error:  # the other ranks wait for an answer
+            logger.warning(
+                "sglang-slo: no latency model fits what was measured: %s",
+                error,
+                exc_info=not isinstance(error, NoModelError),
+            )
     model = _from_rank_0(scheduler, model)
     if model is None:
-        raise RuntimeError("rank 0 could not fit a latency model")
+        raise NoModelError("rank 0 could not fit a latency model")
     return dataclasses.replace(
         model,
         kv_capacity_tokens=int(scheduler.max_total_num_tokens),
@@ -102,10 +113,10 @@ def measure(scheduler: Any, mine: dict[str, Any], seconds: float) -> LatencyMode
 
 
 def model_of(measured: list[tuple[BatchShape, float]], mine: dict[str, Any]) -> LatencyModel:
-    """The model fitted to measured shapes and seconds, its errors in `meta.fit`. ValueError if too few."""
+    """The model fitted to measured shapes and seconds, its errors in `meta.fit`. NoModelError if too few."""
     samples = Samples.of(measured)
     if samples.extend.sum() < 3 or (~samples.extend).sum() < 2:
-        raise ValueError(f"{len(measured)} cases are too few to fit a latency model")
+        raise NoModelError(f"{len(measured)} cases are too few to fit a latency model")
     coefficients = fit(samples, GUESS.coefficients, prior_spread=3.0, starts=guesses(samples))
     predicted = predict_s(coefficients, samples)
     errors = np.abs(samples.seconds / predicted - 1)
