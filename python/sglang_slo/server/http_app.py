@@ -20,6 +20,10 @@ from sglang_slo.server import verdicts
 from sglang_slo.server.ingress import Ingress
 
 WORKER_APP = "sglang_slo.server.http_worker:app"
+HEALTH_ENV = "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT"
+# A worker answers uvicorn only once it has imported SGLang. With SGLang's 10 s, on a busy machine each is killed while
+# it starts, and started anew, for ever.
+WORKER_START_S = 120
 
 
 def prepare(app: Any, config: SloConfig) -> None:
@@ -53,7 +57,7 @@ def serve_with_deadlines(serve: Callable[..., Any], *args: Any, **kwargs: Any) -
         return serve(*args, **kwargs)
     uvicorn = http_server.uvicorn
     http_server.uvicorn = SimpleNamespace(
-        run=lambda app, **options: uvicorn.run(WORKER_APP, **options),
+        run=lambda app, **options: uvicorn.run(WORKER_APP, **_patient(options)),
         Config=uvicorn.Config,
         Server=uvicorn.Server,
     )
@@ -61,3 +65,11 @@ def serve_with_deadlines(serve: Callable[..., Any], *args: Any, **kwargs: Any) -
         return serve(*args, **kwargs)
     finally:
         http_server.uvicorn = uvicorn
+
+
+def _patient(options: dict[str, Any]) -> dict[str, Any]:
+    """uvicorn's options, with time for workers to start unless the operator has said how long they may take."""
+    if HEALTH_ENV in os.environ:
+        return options
+    given = options.get("timeout_worker_healthcheck") or 0
+    return {**options, "timeout_worker_healthcheck": max(given, WORKER_START_S)}
