@@ -100,6 +100,7 @@ class RequestTable:
 
     def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14) -> None:
         self._free = list(range(capacity))
+        self._taken: set[int] = set()
         self._next_seq = 0
         self.capacity = capacity
         # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
@@ -113,9 +114,11 @@ class RequestTable:
 
     def add(self, slo: Slo, arrival_s: float, prompt_tokens: int, declared_tokens: int) -> int:
         """A row for a new request with nothing computed; returns the row."""
+        quantiles = declared_only(np.array([declared_tokens]))[0]
         if not self._free:
             self._grow()
         row = heapq.heappop(self._free)
+        self._taken.add(row)
         for name in COLUMNS:
             getattr(self, name)[row] = 0
         self.seq[row] = self._next_seq
@@ -129,7 +132,7 @@ class RequestTable:
             getattr(self, name)[row] = -math.inf
         self.mixable[row] = True
         self.cuttable[row] = True
-        self.log_quantiles[row] = declared_only(np.array([declared_tokens]))[0]
+        self.log_quantiles[row] = quantiles
         self.promise(row, slo, arrival_s)
         return row
 
@@ -154,8 +157,10 @@ class RequestTable:
         self.remaining_tokens[rows], self.expected_tokens[rows] = both
 
     def remove(self, row: int) -> None:
-        """Give a row back."""
-        heapq.heappush(self._free, row)
+        """Give a row back; nothing if it was given back before."""
+        if row in self._taken:
+            self._taken.discard(row)
+            heapq.heappush(self._free, row)
 
     # -- time
 

@@ -141,6 +141,14 @@ class Iteration:
     next_in_line: list[int] = field(default_factory=list)
 
 
+class UnbuiltError(RuntimeError):
+    """SGLang raised while it built a batch of `reqs`: they are in no queue any more, and hold nothing."""
+
+    def __init__(self, reqs: list[Req]) -> None:
+        super().__init__("SGLang could not build the batch that this request was in")
+        self.reqs = reqs
+
+
 class Trouble:
     """Around bookkeeping: what raises there is counted and logged; it never stops serving."""
 

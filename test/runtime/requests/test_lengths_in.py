@@ -42,7 +42,7 @@ def test_a_request_without_a_class_is_predicted_as_what_it_is_logged_as(default:
 
 def test_requests_whose_end_is_never_told_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths, "MOST_KNOWN", 8)
-    arriving = ArrivingLengths(LengthService(SloConfig(), "inline"), 0.5, 0.9)
+    arriving = ArrivingLengths(LengthService(SloConfig(), "inline"), SloConfig())
     for i in range(50):
         arriving.predict([real.request(f"r{i}", [5, 6, 7], 4)])
     assert list(arriving._known) == [f"r{i}" for i in range(42, 50)]

@@ -115,6 +115,34 @@ def nothing_is_left(run: real.Run) -> None:
     assert s.slo_observer.trouble.count == 0 and s.slo_observer.snapshot(0.0)["fallbacks"]["count"] == 0
 
 
+LOGPROBS: tuple[dict[str, Any], ...] = (
+    {},
+    {"return_logprob": True},
+    {"return_logprob": True, "token_ids_logprob": [20, 21]},
+    {"return_logprob": True, "top_logprobs_num": 3},
+    {"return_logprob": True, "token_ids_logprob": [30], "logprob_start_len": 2},
+)
+
+
+@pytest.mark.parametrize("overlap", OVERLAP)
+def test_log_probabilities_of_every_kind_are_served_in_one_batch(overlap: str, folder: Path) -> None:
+    """SGLang alone ends where one request of a batch names tokens and another does not."""
+
+    def sent() -> list[Any]:
+        asked = zip(LOGPROBS, real.prompts(len(LOGPROBS), 30), strict=True)
+        return [real.request(f"r{i}", prompt, 8, wants) for i, (wants, prompt) in enumerate(asked)]
+
+    argv = ["--max-total-tokens", "20000", *EXACT, *OVERLAP[overlap]]
+    run = real.run(real.all_at_once(sent()), len(LOGPROBS), argv, folder)
+    expected = real.run(_OneByOne(sent()), len(LOGPROBS), argv, folder, False)
+    assert run.tokens == expected.tokens
+    for rid, req in run.reqs.items():
+        values = (r.logprob.output_token_ids_logprobs_val or [] for r in (req, expected.reqs[rid]))
+        got, want = (_flat(v) for v in values)
+        assert got == pytest.approx(want, abs=1e-3)
+        assert len(got) == 8 * len(LOGPROBS[int(rid[1:])].get("token_ids_logprob", ()))
+
+
 SMALL = [
     *("--max-total-tokens", "300", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"),
     *("--slo-length", "none", "--slo-max-preemptions", "50", "--slo-host-kv-gb", "0.004"),

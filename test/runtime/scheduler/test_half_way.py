@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sglang.srt.managers import schedule_batch
 
 import real_scheduler as real
 from crowded import BOLD, COUNT, MANY, requests
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.plan import Planner
+from sglang_slo.core.table import RequestTable
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.swap_line import SwapLine
-from sglang_slo.runtime.requests import batches
+from sglang_slo.runtime.requests import batches, features
+from sglang_slo.runtime.requests.registry import RequestBook
 from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
 from sglang_slo.runtime.scheduler.planning import MOST_IDLE_PLANS, Planning
@@ -35,6 +38,10 @@ PLACES: list[tuple[Any, str]] = [
     (Applier, "park"),
     (PlannedAdder, "add_one_req"),
     (Planning, "_make_plan"),
+    (features, "of"),
+    (RequestBook, "_due_for_the_end"),
+    (RequestBook, "predicted"),
+    (RequestTable, "remove"),
     (batches, "without"),
     (batches, "merged"),
     (batches, "decode_batch"),
@@ -109,10 +116,33 @@ def test_nobody_is_lost_half_way(
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: raising(*args, **kwargs))
     run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
     assert run.tokens == expected
-    s = run.scheduler
+    nothing_left(run.scheduler)
+
+
+@pytest.mark.parametrize("chunk", [16, 512])
+@pytest.mark.parametrize("name", ["alloc_for_extend", "SamplingBatchInfo"])
+def test_those_of_a_batch_that_sglang_cannot_build_are_answered(
+    name: str, chunk: int, folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_one = getattr(schedule_batch, name)
+    built = real_one.from_schedule_batch if name == "SamplingBatchInfo" else real_one
+    raising = _Raises(built, False, 2)
+    if name == "SamplingBatchInfo":
+        monkeypatch.setattr(real_one, "from_schedule_batch", raising)
+    else:
+        monkeypatch.setattr(schedule_batch, name, raising)
+    argv = [*SMALL, "--slo-preempt", "swap", "--chunked-prefill-size", str(chunk)]
+    run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
+    assert 0 < len(run.aborted) < COUNT
+    assert run.tokens == {rid: tokens for rid, tokens in expected.items() if rid not in run.aborted}
+    nothing_left(run.scheduler)
+
+
+def nothing_left(s: Any) -> None:
+    """Everything was given back."""
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
     assert free == s.max_total_num_tokens
     assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
-    assert s.slo_preempt.idle and not s.slo_book.reqs
+    assert s.slo_preempt.idle and not s.slo_book.reqs and len(s.slo_book.table) == 0
     if s.slo_preempt.line is not None:
         assert s.slo_preempt.line.pool.used_tokens == 0

@@ -54,6 +54,13 @@ def test_invariants_hold_in_every_iteration(scheduler: str, workload: str) -> No
     assert result.requests.finished.all()
 
 
+@pytest.mark.parametrize("predictor", ["xgboost", "mean", "none", "oracle", "noisy"])
+def test_everyone_is_served_whatever_predicts(predictor: str) -> None:
+    result = driver.run(replace(small("mix", 20), predictor=predictor), "slo", [])
+    assert result.requests.finished.all()
+    assert not result.fallbacks
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_with_each_part_switched_off_everyone_is_served_and_the_device_never_waits(part: str) -> None:
     result = driver.run(small("mix", 20), "slo", list(PARTS[part]))

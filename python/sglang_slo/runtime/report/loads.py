@@ -7,12 +7,15 @@ metrics. Whoever decodes, wherever its batch is, counts as running; whoever was 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+Noting = Callable[[str], AbstractContextManager[None]]
 
 
 def running(batches: Iterable[ScheduleBatch | None], cut: Req | None) -> list[Req]:
@@ -53,3 +56,19 @@ class Counted:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._scheduler, name, value)
+
+
+def waiting(queue: list[Req], away: Callable[[], Iterable[Req]], noting: Noting) -> list[Req]:
+    """Those who wait for prefill or for their way back; asked in the middle of SGLang's own work, so it never raises."""
+    found: list[Req] = []
+    with noting("who is away"):
+        found = list(away())
+    return [*queue, *found]
+
+
+def nobody_away(idle: Callable[[], bool], noting: Noting) -> bool:
+    """Whether all requests are in places of SGLang's own; true if that cannot be told."""
+    nobody = True
+    with noting("idleness"):
+        nobody = idle()
+    return nobody

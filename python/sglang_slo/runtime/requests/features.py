@@ -8,10 +8,13 @@ SGLang whether the request requires it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling import penaltylib
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
@@ -21,6 +24,7 @@ from sglang_slo.runtime.requests.penalties import REBUILT
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
+Noting = Callable[[str], AbstractContextManager[None]]
 Req.slo_permits = None  # what may be done to it, once it was asked
 
 
@@ -281,3 +285,27 @@ def drop_repeated(again: Iterable[tuple[Req, int]]) -> None:
             req.hidden_states[-1] = rows[-1]
         elif req.return_hidden_states == "last":
             del req.hidden_states[:before]
+
+
+def even_out(result: Any) -> None:
+    """Make what SGLang takes for granted true: log-probabilities of named tokens are tensors for all of a batch.
+
+    For those who named none it leaves an empty list, which ends the scheduler when it is read as a tensor.
+    """
+    output = getattr(result, "logits_output", None)
+    values = getattr(output, "next_token_token_ids_logprobs_val", None)
+    if output is not None and values:
+        named = [v if isinstance(v, torch.Tensor) else torch.tensor(v) for v in values]
+        output.next_token_token_ids_logprobs_val = named
+
+
+@contextlib.contextmanager
+def made_true(batch: ScheduleBatch, result: Any, noting: Noting) -> Iterator[None]:
+    """Around SGLang's processing of a result: what it takes for granted holds, and it repeats nothing."""
+    again: list[tuple[Req, int]] = []
+    with noting("what a result holds"):
+        even_out(result)
+        again = prefilled_again(batch)
+    yield
+    with noting("hidden states"):
+        drop_repeated(again)

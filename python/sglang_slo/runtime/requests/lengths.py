@@ -33,9 +33,9 @@ MOST_KNOWN = (
 class ArrivingLengths:
     """Between SGLang's requests and the `LengthService`. Never raises: the service answers with its next level."""
 
-    def __init__(self, service: LengthService, low: float, high: float) -> None:
-        self.service, self._config = service, service.config
-        self._low, self._high = low, high
+    def __init__(self, service: LengthService, config: SloConfig) -> None:
+        self.service, self._config = service, config
+        self._low, self._high = config.confidence_low, config.confidence_high
         # requests in the queue or running: their features, and the log quantiles predicted at arrival
         self._known: dict[str, tuple[ArrivalFeatures, list[float]]] = {}
         self.gate = LengthGate()

@@ -83,14 +83,13 @@ class RequestBook:
         prompt = len(req.origin_input_ids)
         if row < 0:
             limits, req.slo_unattainable = attainable(slo, prompt, model, cached_tokens)
-            declared = req.sampling_params.max_new_tokens
+            declared, permits = req.sampling_params.max_new_tokens, features.of(req)
             row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
-            self._due_for_the_end(row, model)
-            permits = features.of(req)
-            self.table.mixable[row], self.table.cuttable[row] = permits.mix, permits.cut
-            req.slo, req.slo_row = slo, row
+            req.slo, req.slo_row = slo, row  # at once: whatever raises from here on, the row is somebody's
             self.reqs[row] = req
             self._changed()
+            self.table.mixable[row], self.table.cuttable[row] = permits.mix, permits.cut
+            self._due_for_the_end(row, model)
             if limits.ttft_s < np.inf:
                 self.recent_ttft.arrived(arrival_s, limits.ttft_s)
         self.table.output_tokens[row] = len(req.output_ids)
@@ -114,8 +113,8 @@ class RequestBook:
         row = req.slo_row
         if row >= 0:
             self.closing(req)
+            self.table.remove(row)  # first: if it fails, the request keeps its row, and `sweep` tries again
             del self.reqs[row]
-            self.table.remove(row)
             req.slo_row = -1
             self._changed()
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan, Req, ScheduleBatch
 
 from sglang_slo.runtime.kv.preempt import release_parked
+from sglang_slo.runtime.ports import UnbuiltError
 from sglang_slo.runtime.requests import batches
 from sglang_slo.server.refusals import HOPELESS, QUEUE, message
 
 if TYPE_CHECKING:
     from sglang_slo.core.iteration_plan import IterationPlan
+    from sglang_slo.observe.judge import Finish
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.ports import Ports
 
 
 class Applier:
-    """Applies plans to one scheduler. `shed` is told of each request that was refused."""
+    """Applies plans to one scheduler. `ended` is told of each request that was refused, and how it ended."""
 
-    def __init__(self, ports: Ports, prefixes: PrefixLookUp, shed: Callable[[Req], None]) -> None:
-        self._ports, self._prefixes, self._shed = ports, prefixes, shed
+    def __init__(self, ports: Ports, prefixes: PrefixLookUp, ended: Callable[[Req, Finish], None]) -> None:
+        self._ports, self._prefixes, self._ended = ports, prefixes, ended
 
     def prefill(
         self, plan: IterationPlan, planned: dict[Req, int], running_batch: ScheduleBatch
@@ -42,7 +44,13 @@ class Applier:
                 return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             self.park(cut)
         decoding.batch_is_full = running_batch.batch_is_full = False
-        batch, decoding = self._ports.batches.build_prefill(planned, decoding, plan.mixed)
+        try:
+            batch, decoding = self._ports.batches.build_prefill(planned, decoding, plan.mixed)
+        except UnbuiltError as error:
+            self._end(error.reqs, HTTPStatus.INTERNAL_SERVER_ERROR, str(error), "error")
+            for req in error.reqs:  # what is in flight of it ends in nothing
+                req.finished_reason = FINISH_ABORT(str(error))
+            raise
         if aside is None:
             step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
         elif batch is not None and decoding.is_empty():  # those who decode are in the batch
@@ -71,13 +79,18 @@ class Applier:
 
     def _turn_away(self, rows: list[int], told: str) -> None:
         book, waiting = self._ports.requests, self._ports.waiting
-        reason = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": told}
         refused = {book.reqs[row]: None for row in rows if row in book.reqs}
-        if not refused:
-            return
-        waiting.reqs = [req for req in waiting.reqs if req not in refused]
-        for req in refused:
+        if refused:
+            waiting.reqs = [req for req in waiting.reqs if req not in refused]
+            self._end(refused, HTTPStatus.SERVICE_UNAVAILABLE, told, "shed")
+
+    def _end(self, reqs: Collection[Req], status: HTTPStatus, told: str, finish: Finish) -> None:
+        """Answer requests that are in none of SGLang's places any more, and forget them."""
+        reason = {"type": "abort", "status_code": status, "message": told}
+        for req in reqs:
             self._ports.tell(AbortReq(finished_reason=reason, rid=req.rid), req)
-            req.time_stats.trace_ctx.abort(abort_info={"reason": told})
-            book.close(req)
-            self._shed(req)
+        for req in reqs:  # all are answered: what raises from here on costs nobody anything
+            with self._ports.trouble.noting("a refusal"):
+                req.time_stats.trace_ctx.abort(abort_info={"reason": told})
+                self._ports.requests.close(req)
+                self._ended(req, finish)

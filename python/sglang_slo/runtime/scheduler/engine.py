@@ -10,6 +10,7 @@ from typing import Any
 from sglang.srt.managers import scheduler as stock
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from sglang_slo.runtime.ports import UnbuiltError
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
 from sglang_slo.runtime.sglang import tree
@@ -107,7 +108,8 @@ class EngineBatches:
     def _only(self, planned: dict[Req, int]) -> Iterator[None]:
         """While SGLang's prefill code runs: the queue is the plan, in its order, and nobody reorders it.
 
-        If that code raises, those it had admitted give back their locks: they are in the queue as before.
+        If that code raises, those it had admitted give back their locks: they are in the queue as before. If it raises
+        even later, where SGLang alone would end the server, those of the batch give back all they hold: UnbuiltError.
         """
         s = self._scheduler
         everyone, policy, adder, cut = s.waiting_queue, s.policy, stock.PrefillAdder, s.chunked_req
@@ -117,11 +119,15 @@ class EngineBatches:
         stock.PrefillAdder = partial(PlannedAdder, planned=planned, admitted=admitted)
         try:
             yield
-        except BaseException:
+        except Exception as error:
+            if s.waiting_queue is not offered:  # they were taken out, for a batch that there will never be
+                s.chunked_req = None if cut in planned else cut
+                half_built = [*admitted, *([cut] if cut in planned else [])]
+                self._released(half_built)
+                raise UnbuiltError(half_built) from error
             s.chunked_req = cut
-            if s.waiting_queue is offered:  # else they are in a batch already
-                for req in admitted:
-                    tree.unlock_of(s.tree_cache, req)
+            for req in admitted:
+                tree.unlock_of(s.tree_cache, req)
             raise
         finally:
             stock.PrefillAdder, s.policy = adder, policy
@@ -131,6 +137,11 @@ class EngineBatches:
             # whatever SGLang's code put into the queue meanwhile (a grammar that became ready) stays in it
             queue.extend(req for req in s.waiting_queue if req not in planned)
             s.waiting_queue = queue
+
+    def _released(self, half_built: list[Req]) -> None:
+        s = self._scheduler
+        for req in half_built:
+            tree.release_half_built(s.tree_cache, s.req_to_token_pool, req)
 
 
 class _KeepOrder:

@@ -16,6 +16,7 @@ from sglang_slo.server.limits import LimitError, received_s, slo_of
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 
+    from sglang_slo.observe.judge import Finish
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.preempt import Preemptor
     from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -84,19 +85,28 @@ class Lifecycle:
 
     def _closing(self, req: Req) -> None:
         """A request's row is given back."""
-        self._pins.release(req.slo_row)
-        self._groups.closed(req.rid, int(self._ports.requests.table.prefix_group[req.slo_row]))
+        noting, row = self._ports.trouble.noting, req.slo_row
+        with noting("a pin"):
+            self._pins.release(row)
+        with noting("a shared prefix"):
+            self._groups.closed(req.rid, int(self._ports.requests.table.prefix_group[row]))
 
     def gone(self, req: Req) -> None:
         """A request has left: what was kept of it for learning is learnt from, or forgotten."""
         if self._lengths is not None:
             self._lengths.ended(req)
 
-    def shed(self, req: Req) -> None:
-        """A request was refused while it waited."""
+    def results(self, reqs: list[Req]) -> None:
+        """The results of an iteration were processed: some of its requests may have ended."""
+        with self._ports.trouble.noting("results"):
+            for req in self._ports.requests.tokens_out(reqs):
+                self.gone(req)
+
+    def refused(self, req: Req, finish: Finish) -> None:
+        """A request was refused while it waited, or could not be served."""
         self.gone(req)
         if self._reporter is not None:
-            self._reporter.ended(req, clock.now(), "shed")
+            self._reporter.ended(req, clock.now(), finish)
 
     def sweep(self, step: NextBatchPlan | None, preempt: Preemptor) -> None:
         """End the rows of requests that are nowhere any more."""

@@ -91,7 +91,7 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     lifecycle = Lifecycle(ports, look_up, groups, pins, reporter, lengths)
     viewer = lifecycle.viewer = Viewer(ports, preempt, pins, lifecycle.open)
     fit, planner = OnlineFit(model, overlap, log=rank0), Planner(config)
-    applier = Applier(ports, look_up, lifecycle.shed)
+    applier = Applier(ports, look_up, lifecycle.refused)
     return Parts(
         ports=ports,
         observer=observer,

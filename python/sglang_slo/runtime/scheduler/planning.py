@@ -90,7 +90,8 @@ class Planning:
         aside, self._ports.iteration.aside = self._ports.iteration.aside, None
         if aside is not None:  # whatever SGLang took for its running batch when it was handed the part
             step = NextBatchPlan(batch_to_run=step.batch_to_run, running_batch=aside)
-        self._watch(step, in_flight)
+        with self._ports.trouble.noting("an idle device"):
+            self._watch(step, in_flight)
         return step
 
     def _watch(self, step: NextBatchPlan, in_flight: bool) -> None:
@@ -228,7 +229,9 @@ class Planning:
 
     def cached(self, batch: ScheduleBatch, waits: Callable[[Req], bool]) -> None:
         """Those who wait with the same beginning as one that was just computed are looked up again."""
-        if batch.forward_mode.is_extend() and self._ports.waiting.reqs:
+        if not (batch.forward_mode.is_extend() and self._ports.waiting.reqs):
+            return
+        with self._ports.trouble.noting("what is cached now"):
             table = self._ports.requests.table
             done = [(req, int(table.prefix_group[req.slo_row])) for req in batch.reqs if req.slo_row >= 0]
             self._groups.computed(done, waits)

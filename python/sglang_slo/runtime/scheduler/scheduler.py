@@ -87,7 +87,7 @@ class SloScheduler(stock.Scheduler):
         config = self.slo_config
         folder = length_folder(config, self.model_config.model_path, self.slo_ranks.dp_rank)
         service = LengthService(config, "child", folder, vocabulary=vocabulary_of(self.tokenizer))
-        return ArrivingLengths(service, config.confidence_low, config.confidence_high)
+        return ArrivingLengths(service, config)
 
     def make_host_pool(self) -> HostPool | None:
         """Host memory for swapped KV, if there is any to be had."""
@@ -135,7 +135,8 @@ class SloScheduler(stock.Scheduler):
 
     def _waiting(self) -> list[Req]:
         """Requests that wait for prefill or for their way back."""
-        return [*self.waiting_queue, *self.slo_preempt.alive()] if self.slo_on else self.waiting_queue
+        queue = self.waiting_queue
+        return loads.waiting(queue, self.slo_preempt.alive, self._noting) if self.slo_on else queue
 
     def init_request_receiver(self) -> None:
         """SGLang's receiver, with ticks."""
@@ -239,17 +240,15 @@ class SloScheduler(stock.Scheduler):
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         """SGLang's processing, then the table's."""
-        again = features.prefilled_again(batch) if self.slo_on else []
-        super().process_batch_result(batch, result)
-        features.drop_repeated(again)
         if not self.slo_on:
-            return
+            return super().process_batch_result(batch, result)
+        with features.made_true(batch, result, self._noting):
+            super().process_batch_result(batch, result)
         if not self.slo_forward_blocks:
             self.slo_news.ended.append((batch.forward_iter, clock.now()))
-        with self._noting("results"):
-            self.slo_planning.cached(batch, lambda req: kv.row_of(req) is None)
-            for req in self.slo_book.tokens_out(batch.reqs):
-                self.slo_lifecycle.gone(req)
+        self.slo_planning.cached(batch, lambda req: kv.row_of(req) is None)
+        self.slo_lifecycle.results(batch.reqs)
+        with self._noting("gauges"):
             self.slo_observer.refresh(clock.now(), self._gauges)
 
     def abort_request(self, recv_req: Any) -> None:
@@ -262,7 +261,8 @@ class SloScheduler(stock.Scheduler):
 
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """SGLang's; a server with requests on the host is not idle."""
-        return super().is_fully_idle(*args, **kwargs) and (not self.slo_on or self.slo_preempt.idle)
+        idle = bool(super().is_fully_idle(*args, **kwargs))
+        return idle and (not self.slo_on or loads.nobody_away(lambda: self.slo_preempt.idle, self._noting))
 
     def flush_cache(self, empty_cache: bool = True) -> bool:
         """SGLang's flush; nothing may stay pinned in a tree that is cut down."""
@@ -296,5 +296,6 @@ class SloScheduler(stock.Scheduler):
         """SGLang's, with ours under `slo`."""
         answer = super().get_internal_state(recv_req)
         if self.slo_on:
-            answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), self._gauges)
+            with self._noting("a snapshot"):
+                answer.internal_state["slo"] = self.slo_observer.snapshot(clock.now(), self._gauges)
         return answer

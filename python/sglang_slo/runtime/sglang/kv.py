@@ -58,6 +58,19 @@ def hold(req: Req, tokens: int) -> None:
         req.kv.kv_allocated_len = req.kv.kv_committed_len = tokens
 
 
+def holds_slots(req: Req) -> bool:
+    """Whether the request was given slots for KV, computed or not."""
+    return bool(req.kv.holds_kv) if IN_RECORD else req.kv is not None
+
+
+def commit_allocated(req: Req) -> None:
+    """Count all of the request's slots as its own, whatever was computed in them: so that they are given back."""
+    if IN_RECORD:
+        req.kv.kv_committed_len = req.kv.kv_allocated_len
+    else:
+        req.kv_committed_len = req.kv.kv_allocated_len
+
+
 def hold_nothing(req: Req) -> None:
     """The request's row, slots and lock are somebody else's business from now on."""
     req.last_node = None

@@ -13,7 +13,13 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 from sglang.srt.mem_cache.common import release_kv_cache
 
-from sglang_slo.runtime.sglang.kv import PREFIX_BY_LENGTH, prefix_tokens
+from sglang_slo.runtime.sglang.kv import (
+    PREFIX_BY_LENGTH,
+    commit_allocated,
+    holds_slots,
+    prefix_tokens,
+    row_of,
+)
 
 RECEIPTS = hasattr(BasePrefixCache, "unlock")  # the tree gives a receipt for a lock, and wants it back
 
@@ -89,3 +95,14 @@ def prefix_slots(tree: BasePrefixCache, req: Req) -> torch.Tensor:
 def release(tree: BasePrefixCache, req: Req, keep: bool) -> None:
     """Take row, slots and lock from the request; with `keep`, what it has computed stays in the tree."""
     release_kv_cache(req, tree, **{"checkpoint" if RECEIPTS else "is_insert": keep})
+
+
+def release_half_built(tree: BasePrefixCache, rows: Any, req: Req) -> None:
+    """Take from the request what a batch that was never launched had been given for it: lock, row, and slots if any."""
+    if holds_slots(req):
+        commit_allocated(req)
+        release(tree, req, keep=False)
+        return
+    unlock_of(tree, req)
+    if row_of(req) is not None:
+        rows.free(req)

@@ -89,7 +89,7 @@ class _Virtual:
         else:
             hidden = {request_id(i): int(n) for i, n in enumerate(workload.output_tokens)}
             service = predictors.make(workload.predictor, config, hidden, workload.seed, shifted_model=folder)
-        return ArrivingLengths(service, config.confidence_low, config.confidence_high)
+        return ArrivingLengths(service, config)
 
     def make_host_pool(self: Any) -> VirtualHostPool | None:
         """Asked for by `SloScheduler`."""
