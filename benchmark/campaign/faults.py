@@ -197,6 +197,16 @@ def _unusable(save: Callable[..., Any], *args: Any) -> Any:
     return copy
 
 
+def _full(target: Target) -> Off:
+    """The host pool has room for nothing more."""
+    line = getattr(target.scheduler.slo_preempt, "line", None)
+    if line is None:
+        return lambda: None
+    pool = line.pool
+    pool.largest_room = lambda: 0
+    return lambda: vars(pool).pop("largest_room", None) and None
+
+
 def _absurd_meter(target: Target) -> Off:
     """Copies that took no time, for ever, or less than none."""
     line = getattr(target.scheduler.slo_preempt, "line", None)
@@ -251,6 +261,6 @@ WORLD_FAULTS = (
     Fault("host: copies cannot be used", _pool(save=_unusable)),
     Fault("host: copying back fails", _pool(load=_fails)),
     Fault("host: fences fail", _pool(fence=_fails)),
-    Fault("host: no room", _pool(room_for=lambda *_: False)),
+    Fault("host: no room", _full),
     Fault("memory: our allocations fail", _allocator),
 )

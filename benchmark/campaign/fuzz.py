@@ -60,7 +60,7 @@ FIELDS = (
     "priority", "input_ids", "session_params", "return_hidden_states", "custom_logit_processor", "text", "metadata", "user",
 )  # fmt: skip
 # what ends stock SGLang too, and is looked at on its own: ids that the model does not have
-DEADLY = {"input_ids", "token_ids_logprob", "label_token_ids"}
+DEADLY = {"input_ids", "label_token_ids"}
 
 
 @dataclass

@@ -6,6 +6,8 @@ import platform
 from collections import Counter
 from typing import Any
 
+from campaign.known import KNOWN
+
 HEAD = """# The soundness campaign
 
 What was done to sglang-slo to break it, how often, what broke and what held. Written by `benchmark/campaign` from the
@@ -18,7 +20,8 @@ def page(results: list[dict[str, Any]]) -> str:
     parts = [HEAD]
     for result in results:
         parts.append(_twin(result) if "tally" in result else _server(result))
-    return "\n".join(parts)
+    known = _table(["input", "covered as a kind by"], [(what, f"`{test}`") for what, test in KNOWN.items()])
+    return "\n".join([*parts, "## Inputs that once broke something", "", known, ""])
 
 
 def _twin(r: dict[str, Any]) -> str:

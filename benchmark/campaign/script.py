@@ -13,6 +13,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.managers import io_struct
@@ -33,6 +34,7 @@ UNHIT = 40  # further ones that a fault that strikes once waits for its chance
 REST = 24  # iterations after it before the plan must be ours again
 PROVE = 6  # iterations in which it must be
 HANG_S = 120.0  # of real time for one iteration: an endless loop
+NAMES_THE_END = SimpleNamespace(eos_token_id=2, additional_stop_token_ids=None)
 NEVER_FINISH = 40_000  # iterations without the end of any request
 
 
@@ -243,6 +245,7 @@ class ScriptedFeeder(Feeder):
             raise BrokenError(f"WORK: no request has ended for {NEVER_FINISH} iterations")
 
     def _arrive(self) -> TokenizedGenerateReqInput:
+        self._scheduler.tokenizer = NAMES_THE_END  # asked for by min_new_tokens
         i, self._next = self._next, self._next + 1
         self._arrivals[i] = now = self._recorder.engine.now_s
         self._recorder.requests.arrival_s[i] = now
@@ -253,15 +256,19 @@ class ScriptedFeeder(Feeder):
         request, world = super()._request(i), self.script.world
         extra = features(world, i)
         if extra:
+            least = extra.pop("min_new_tokens", 0)
             params = SamplingParams(
                 max_new_tokens=world.workload.declared(i),
                 custom_params=request.sampling_params.custom_params,
                 **{"temperature": 0.0, **extra},
             )
             params.normalize(None)
+            params.min_new_tokens = min(
+                least, params.max_new_tokens or least
+            )  # SGLang checks it against a tokenizer, which there is none of here
             params.verify(4096)
             request.sampling_params = params
-            self.script.tally.features.update(extra)
+            self.script.tally.features.update(extra.keys())
         request.input_ids = prompt(world, i)
         return request
 

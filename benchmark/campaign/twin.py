@@ -59,7 +59,7 @@ def run(
     broken: Break | None = None
     with _patched(script):
         try:
-            driver.run(world.workload, "slo", list(world.argv), watcher=Guarded)
+            driver.run(world.workload, "slo", list(world.argv), watcher=Guarded, allow_fallbacks=True)
             lost = script.feeder.unfinished() if script.feeder else []
             if lost:
                 raise BrokenError(f"TOKENS: {len(lost)} requests ended without all of them, as {lost[:3]}")

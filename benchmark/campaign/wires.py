@@ -19,10 +19,24 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 PACKAGE = "sglang_slo"
-LEFT_ALONE = ("twin", "clock", "config", "launch_server", "cli", "profile", "lang", "server")
+LEFT_ALONE = ("twin", "clock", "config", "launch_server", "cli", "profile", "lang", "server", "cpu", "plugin")
 HARNESS = ("campaign", "benchmark.campaign", f"{PACKAGE}.twin", "invariants", "__main__", "test_")
 LOOKS = 200  # calls of a function that are looked at, until one is an entry
 SCHEDULER = f"{PACKAGE}.runtime.scheduler.scheduler"
+# what catches, and so must not raise itself: each does nothing that is not guarded inside
+GUARDS = {
+    *(f"runtime.scheduler.scheduler.SloScheduler.{n}" for n in ("_report", "make_tick", "slo_fell_back")),
+    *(f"runtime.scheduler.scheduler.SloScheduler.{n}" for n in ("_waiting", "_running")),
+    *(
+        f"runtime.scheduler.planning.Planning.{n}"
+        for n in ("rejoin", "end", "prefill", "decode", "fall_back", "cached")
+    ),
+    *(f"runtime.ports.Trouble.{n}" for n in ("noting", "failed", "happened")),
+    "runtime.requests.features.made_true",
+    "runtime.scheduler.lifecycle.Lifecycle.results",
+    *(f"runtime.report.loads.{n}" for n in ("waiting", "nobody_away")),
+    "runtime.scheduler.news.News.make",
+}
 
 
 class InjectedError(RuntimeError):
@@ -88,7 +102,7 @@ class Wires:
         """(owner, attribute, what is there, its wrapped form) of everything that `module` defines."""
         place = module.__name__.removeprefix(PACKAGE + ".")
         for name, value in list(vars(module).items()):
-            if getattr(value, "__module__", None) != module.__name__:
+            if getattr(value, "__module__", None) != module.__name__ or f"{place}.{name}" in GUARDS:
                 continue
             if isinstance(value, FunctionType):
                 yield module, name, value, self._wrap(f"{place}.{name}", value)
@@ -101,6 +115,8 @@ class Wires:
             if name.startswith("__") or any(hasattr(b, name) for b in stock):
                 continue
             full = f"{place}.{name}"
+            if full in GUARDS:
+                continue
             if isinstance(value, FunctionType):
                 guarded = _inside(value)  # a decorator that catches must see what is raised
                 if guarded is None:
