@@ -188,8 +188,8 @@ class SloScheduler(stock.Scheduler):
             return super().get_next_batch_to_run(running_batch, last_batch)
         running_batch = self.slo_planning.rejoin(running_batch)
         self.slo_ports.iteration.plan = None
-        step = super().get_next_batch_to_run(running_batch, last_batch)
-        step = self.slo_planning.end(step, last_batch is not None)
+        chosen = super().get_next_batch_to_run(running_batch, last_batch)
+        step = self.slo_planning.end(chosen, last_batch is not None)
         with self._noting("an iteration"):
             if self.slo_ports.iteration.plan is not None:
                 self._plan_log.add(self.forward_ct, self.slo_tick.now_s, self.slo_ports.iteration.plan)
@@ -219,12 +219,11 @@ class SloScheduler(stock.Scheduler):
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Decode: all of the running batch, or the part of it that the plan names."""
-        stocks = super().update_running_batch
         if not self.slo_on:
-            return stocks(batch)
+            return super().update_running_batch(batch)
         with self._noting("penalties"):
             penalties.own(batch)
-        return self.slo_planning.decode(batch, stocks)
+        return self.slo_planning.decode(batch, super().update_running_batch)
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Launch, and note when it is predicted to end."""
