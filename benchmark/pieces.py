@@ -23,7 +23,7 @@ import numpy as np
 
 from sglang_slo.cpu.demo_model import cache_dir
 from sglang_slo.twin import plot, runs
-from sglang_slo.twin.bound.upper_bound import RULES, bound
+from sglang_slo.twin.bound.upper_bound import bound
 from sglang_slo.twin.capacity import capacity
 from sglang_slo.twin.compare import PARTS, best_stock
 from sglang_slo.twin.predictors import PREDICTORS
@@ -88,7 +88,7 @@ class Setup:
 def attainment(scene: Scene, setup: Setup) -> str:
     """Attainment against load, and a closer look at the main load."""
     by_load = {load: _contenders(scene, load, setup) for load in scene.loads}
-    upper = {rule: {load: _bounds(scene, load, setup, rule) for load in scene.loads} for rule in RULES}
+    upper = {rule: {load: _bounds(scene, load, setup, rule) for load in scene.loads} for rule in BOUND_NAMES}
     curves: dict[str, plot.Curve] = {OURS: {}, "best stock": {}, DEFAULTS: {}}
     rows = []
     for load, (named, setting) in by_load.items():
@@ -98,7 +98,7 @@ def attainment(scene: Scene, setup: Setup) -> str:
         best_possible = upper["p99"][load]
         reached = spread(shares[OURS])[1] / max(spread(best_possible)[1], 1e-9)
         cells = [share_with_spread(shares[name]) for name in curves]
-        bounds = [share_with_spread(upper[rule][load]) for rule in RULES]
+        bounds = [share_with_spread(upper[rule][load]) for rule in BOUND_NAMES]
         rows.append([f"{load:g}", *cells, setting, *bounds, f"{reached:.3f}"])
     head = ["load", *curves, "its setting", "bound", "bound, every gap", "ours / bound"]
     image = setup.plots / f"{scene.workload}-attainment.png"

@@ -21,6 +21,8 @@ from typing import Any
 PACKAGE = "sglang_slo"
 LEFT_ALONE = ("twin", "clock", "config", "launch_server", "cli", "profile", "lang", "server", "cpu", "plugin")
 HARNESS = ("campaign", "benchmark.campaign", f"{PACKAGE}.twin", "invariants", "__main__", "test_")
+# says what SGLang does in the words of each release: to raise in there is to have SGLang raise half-way through its own
+AS_SGLANG = f"{PACKAGE}.runtime.sglang"
 LOOKS = 200  # calls of a function that are looked at, until one is an entry
 SCHEDULER = f"{PACKAGE}.runtime.scheduler.scheduler"
 # what catches, and so must not raise itself: each does nothing that is not guarded inside
@@ -166,7 +168,8 @@ def _inside(function: FunctionType) -> Any:
 
 def _ours(module: str) -> bool:
     parts = module.split(".")
-    return parts[0] == PACKAGE and len(parts) > 1 and parts[1] not in LEFT_ALONE
+    mine = parts[0] == PACKAGE and len(parts) > 1 and parts[1] not in LEFT_ALONE
+    return mine and not module.startswith(AS_SGLANG)
 
 
 def _caller(frame: Any) -> bool | None:

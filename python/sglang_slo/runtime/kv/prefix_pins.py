@@ -48,10 +48,9 @@ class Pins:
         self._uncached &= rows
         for req in reqs:
             row = req.slo_row
-            if row in self._locks:
+            if row in self._locks or (row in self._uncached and self._table.history_tokens[row] == 0):
                 continue
-            if row not in self._uncached:
-                self._look_up(req)
+            self._look_up(req)  # what was found before may have been evicted since
             if self._table.history_tokens[row] == 0:
                 self._uncached.add(row)
                 continue
