@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sglang_slo.twin.workload import Workload, WorkloadError, load_workload
 
 from client import slo_field
 from replay import NAMES, Side, _run, alternating
 from servers import ServerError, end_cleanly
-from sglang_slo.twin.result import RunResult
+from sglang_slo.twin.result.run_result import RunResult
+from sglang_slo.twin.workloads.workload import Workload, WorkloadError, load_workload
 
 RULES = Path(__file__).resolve().parent / "workloads" / "rules.yaml"
 
