@@ -22,7 +22,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     hooks: dict[str, Any] = {}
     monkeypatch.setattr(HookRegistry, "register", lambda target, hook, kind: hooks.update({target: hook}))
-    monkeypatch.setattr(answers, "install", lambda: hooks.update(answers=True))
+    monkeypatch.setattr(answers, "install", lambda *_: hooks.update(answers=True))
     return hooks
 
 

@@ -89,7 +89,9 @@ async def _client(client: Client, rng: random.Random, end: float, counts: Counte
             answer = await client.ask("/v1/chat/completions", _chat(rng), {"x-slo-ttft-ms": "900"})
             counts[f"chat {answer.status}"] += 1
         else:
-            least = int(fields.get("params", {}).get("min_new_tokens", 0))  # more than the most is refused, rightly
+            least = int(
+                fields.get("params", {}).get("min_new_tokens", 0)
+            )  # more than the most is refused, rightly
             answer = await client.generate(ids, max(rng.choice([1, 8, 40]), least), **fields)
             counts[f"answered {answer.status or answer.body}"] += 1
 

@@ -37,7 +37,7 @@ class World:
             self.planner,
             self.viewer,
             self.preempt,
-            Applier(ports, look_up, self.shed.append),
+            Applier(ports, look_up, lambda req, finish: self.shed.append((req, finish))),
             pins,
             groups,
             look_up,
@@ -127,7 +127,7 @@ def test_who_is_refused_gets_an_answer_and_loses_its_row(world: World) -> None:
     assert (
         told is req and answer.rid == req.rid and "--slo-queue-limit-s" in answer.finished_reason["message"]
     )
-    assert not world.ports.waiting.reqs and not world.ports.requests.reqs and world.shed == [req]
+    assert not world.ports.waiting.reqs and not world.ports.requests.reqs and world.shed == [(req, "shed")]
 
 
 def _raise(*_: object) -> Any:
