@@ -81,7 +81,7 @@ def test_no_schedule_of_a_tiny_workload_exceeds_the_bound(
     after_s: float,
 ) -> None:
     rows.sort(key=lambda row: row[0])
-    exceptions = None if rule == "paced" else rule
+    exceptions = rule if isinstance(rule, int) else None
     jobs = make_jobs([r for r, _ in rows], device, capacity, [p for _, p in rows], exceptions)
     jobs = replace(jobs, paced=rule == "paced", before_s=before_s, after_s=after_s)
     assert best_attained(jobs) <= most_attained(jobs).attained

@@ -168,11 +168,13 @@ class _Search:
         out, slo = now_s + self.jobs.after_s, self.jobs.limits[i]
         if not request.tokens:
             lost = out > self.jobs.arrival_s[i] + slo.ttft_s + 1e-9
-            return replace(request, tokens=1, last_s=out, first_s=out, lost=request.lost or lost)
+            first_s = out if self.jobs.paced else 0.0  # states that differ in nothing that counts are one
+            return replace(request, tokens=1, last_s=out, first_s=first_s, lost=request.lost or lost)
         due = request.first_s + request.tokens * slo.tbt_s if self.jobs.paced else request.last_s + slo.tbt_s
         spent = request.spent + (out > due + 1e-9)
         lost = request.lost or spent > self.jobs.exceptions(i)
-        return replace(request, tokens=request.tokens + 1, last_s=out, spent=spent, lost=lost)
+        last_s = 0.0 if self.jobs.paced else out
+        return replace(request, tokens=request.tokens + 1, last_s=last_s, spent=spent, lost=lost)
 
     def _judged(self, state: _State) -> _State:
         """Mark as lost who can no longer have the first token in time, to cut the search short."""
