@@ -72,13 +72,6 @@ def test_sglangs_own_command_has_it_when_the_environment_says_so(tmp_path: Path)
             assert verdict["class"] == "chat"
 
 
-def test_a_mode_that_is_not_covered_runs_on_stock_scheduling_and_says_so(tmp_path: Path) -> None:
-    with running(tmp_path, "--disable-radix-cache") as server:
-        assert server.generate(slo={"ttft_ms": 60000})["text"]
-        log = server.log.read_text()
-        assert "stock scheduling: --disable-radix-cache: " in log and "scheduling by deadline" not in log
-
-
 OFFLINE = """
 import sglang
 def main():
