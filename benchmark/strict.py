@@ -111,7 +111,9 @@ Beside it stands the longest pause: the longest gap of a request, 99th percentil
 Devices: kernels measured on the GPU named (aiconfigurator-core), where no "modelled" stands; what is modelled is a
 latency formula of our own making. **Nothing here was measured on a GPU by us.** Ours: mean over the seeds with the range.
 Stock: the best, on the first seed, of the settings listed in `benchmark/strict.py`, a handful that have been best near
-there, not a full search. Upper bounds, capacities, ablations and predictors have not been run again under this rule yet.
+there, not a full search. The bound: no scheduler attains more (`sglang_slo.twin bound`), whatever it knows of the future.
+These rows were run before the twin charged the time that planning takes, most of them before later changes of the code
+too, and have not been run again since; nor have capacities, ablations and predictors under this rule.
 """
 
 

@@ -91,6 +91,7 @@ class Applier:
             self._ports.tell(AbortReq(finished_reason=reason, rid=req.rid), req)
         for req in reqs:  # all are answered: what raises from here on costs nobody anything
             with self._ports.trouble.noting("a refusal"):
-                req.time_stats.trace_ctx.abort(abort_info={"reason": told})
                 self._ports.requests.close(req)
                 self._ended(req, finish)
+            with self._ports.trouble.noting("the trace of a refusal"):
+                req.time_stats.trace_ctx.abort(abort_info={"reason": told})

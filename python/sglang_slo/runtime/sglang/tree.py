@@ -71,16 +71,21 @@ def kept_by(tree: BasePrefixCache, node: Any) -> tuple[Any, int]:
     """A new lock on `node`, and how many tokens it keeps that could be evicted without it."""
     before = tree.evictable_size()
     held = lock(tree, node)
-    return held, int(before - tree.evictable_size())
+    try:
+        return held, int(before - tree.evictable_size())
+    except BaseException:
+        unlock(tree, held)
+        raise
 
 
 def kept_alone(tree: BasePrefixCache, req: Req) -> int:
     """Tokens of the tree that nobody but this request keeps from being evicted."""
     before = tree.evictable_size()
     unlock_of(tree, req)
-    alone = tree.evictable_size() - before
-    lock_for(tree, req)
-    return int(alone)
+    try:
+        return int(tree.evictable_size() - before)
+    finally:
+        lock_for(tree, req)
 
 
 def prefix_slots(tree: BasePrefixCache, req: Req) -> torch.Tensor:

@@ -1,0 +1,55 @@
+"""What asks the tree how much a lock keeps leaves the locks as they were, whatever the tree does meanwhile."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_slo.runtime.sglang import tree
+
+
+class Tree:
+    """Counts locks; its second look at what is evictable fails if it is told so."""
+
+    def __init__(self, fails: bool) -> None:
+        self.locks, self.fails, self.looks = 1, fails, 0  # the request's own
+
+    def inc_lock_ref(self, node: object) -> None:
+        self.locks += 1
+
+    def dec_lock_ref(self, node: object) -> None:
+        self.locks -= 1
+
+    def lock(self, node: object) -> object:
+        self.locks += 1
+        return node
+
+    def unlock(self, held: object) -> None:
+        self.locks -= 1
+
+    def evictable_size(self) -> int:
+        self.looks += 1
+        if self.fails and self.looks == 2:
+            raise RuntimeError("broken")
+        return 100 - 10 * self.locks
+
+
+def test_a_new_lock_is_given_back_if_the_tree_fails() -> None:
+    cache: Any = Tree(fails=True)
+    with pytest.raises(RuntimeError, match="broken"):
+        tree.kept_by(cache, "node")
+    assert cache.locks == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_requests_own_lock_is_there_again(fails: bool) -> None:
+    cache: Any = Tree(fails)
+    req: Any = SimpleNamespace(last_node="node", lock="node")
+    if fails:
+        with pytest.raises(RuntimeError, match="broken"):
+            tree.kept_alone(cache, req)
+    else:
+        assert tree.kept_alone(cache, req) == 10
+    assert cache.locks == 1
