@@ -45,33 +45,37 @@ def feasible_set(
     if not late.any():
         return keep
     window = candidates[:MOORE_WINDOW]
-    ranks = None if importance is None else importance[window].tolist()
-    dropped = _dropped(deadline_s[window].tolist(), work_s[window].tolist(), start_s, ranks)
-    keep[window[dropped]] = False
+    ranks = None if importance is None else importance[window]
+    keep[window[_dropped(deadline_s[window], work_s[window], start_s, ranks)]] = False
     return keep
 
 
 def _dropped(
-    deadlines: list[float], works: list[float], start_s: float, ranks: list[int] | None
+    deadline_s: np.ndarray, work_s: np.ndarray, start_s: float, ranks: np.ndarray | None
 ) -> list[int]:
     """Positions that Moore's rule drops, with the least important of `ranks` first where there are any."""
-    kept: list[tuple[int, float, int]] = []  # heap: the least important first, of these the largest
+    # who is dropped first: the least important, of these the largest, of these the last
+    keys = (-np.arange(len(work_s)), -work_s)
+    first = np.lexsort(keys if ranks is None else (*keys, ranks))
+    place = np.empty_like(first)
+    place[first] = np.arange(len(first))
+    by_place, works = first.tolist(), work_s.tolist()
+    kept: list[int] = []  # heap of places
     t = start_s
     dropped: list[int] = []
-    for i, (work, deadline) in enumerate(zip(works, deadlines, strict=True)):
-        job = (0 if ranks is None else ranks[i], -work, -i)
+    for mine, work, deadline in zip(place.tolist(), works, deadline_s.tolist(), strict=True):
         t += work
         if t <= deadline:
-            heapq.heappush(kept, job)
+            heapq.heappush(kept, mine)
             continue
         # Where all are equally important one is enough: the largest is at least as large as this one.
-        _, minus_work, minus_i = heapq.heappushpop(kept, job)
-        t += minus_work
-        dropped.append(-minus_i)
+        out = by_place[heapq.heappushpop(kept, mine)]
+        t -= works[out]
+        dropped.append(out)
         while t > deadline:
-            _, minus_work, minus_i = heapq.heappop(kept)
-            t += minus_work
-            dropped.append(-minus_i)
+            out = by_place[heapq.heappop(kept)]
+            t -= works[out]
+            dropped.append(out)
     return dropped
 
 
