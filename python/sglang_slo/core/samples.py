@@ -87,6 +87,13 @@ class SampleWindow:
             del self._touched[oldest]
             self._held -= len(rows)
 
+    def forget(self, keep: int) -> None:
+        """All but the latest `keep` iterations say nothing any more of how far off the model is."""
+        kept = min(keep, self._judged, RECENT)
+        latest = np.arange(self._judged - kept, self._judged) % RECENT
+        self._recent[:kept] = self._recent[latest]
+        self._judged = kept
+
     def __len__(self) -> int:
         """Samples in bins, at most CAPACITY."""
         return self._held

@@ -37,8 +37,13 @@ def start_of(name: str, right: LatencyModel) -> LatencyModel:
         return LatencyModel.load(PROFILES / f"{name}.json")
 
 
-def serve(device: Device, fitting: OnlineFit, until_s: float, sigma: float) -> Iterator[tuple[float, float]]:
-    """Iterations of a loaded server whose chunks are as large as the model in force allows: (end, seconds) of each."""
+def serve(
+    device: Device, fitting: OnlineFit, until_s: float, sigma: float, slower: tuple[float, float] = (0.0, 1.0)
+) -> Iterator[tuple[float, float]]:
+    """Iterations of a loaded server whose chunks are as large as the model in force allows: (end, seconds) of each.
+
+    `slower`: from when on the device takes how many times as long.
+    """
     rng, now_s, decodes = np.random.default_rng(5), 0.0, 40
     while now_s < until_s:
         decodes = int(np.clip(decodes + rng.integers(-2, 3), 8, 110))
@@ -51,6 +56,7 @@ def serve(device: Device, fitting: OnlineFit, until_s: float, sigma: float) -> I
             chunks, shape = [(history, tokens)], shape.with_chunk(history, tokens)
         seconds = device.iteration_s(Pass(tuple(chunks), [CONTEXT_TOKENS] * decodes))
         seconds *= rng.lognormal(-(sigma**2) / 2, sigma) if sigma else 1.0
+        seconds *= slower[1] if now_s > slower[0] else 1.0
         now_s += seconds
         launch: Any = SimpleNamespace(shape=shape, duration_s=seconds, idle_s=0.0)
         fitting.add(launch)
@@ -73,6 +79,21 @@ def test_gaps_are_kept_soon_after_starting_from_a_wrong_profile(
             late.append(seconds > GAP_S)
         fitting.maybe_refit()
     assert np.mean(late) <= (0.005 if sigma else 0.0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.15])
+@pytest.mark.parametrize("factor", [1.3, 1.6, 2.0])
+def test_a_device_that_slows_down_is_noticed_within_a_few_iterations(
+    factor: float, sigma: float, h200: tuple[Device, LatencyModel]
+) -> None:
+    device, right = h200
+    fitting, late = OnlineFit(right), []
+    for end_s, seconds in serve(device, fitting, 30, sigma, slower=(15.0, factor)):
+        if end_s > 15.0:
+            late.append(seconds > GAP_S)
+        fitting.maybe_refit()
+    assert sum(late[:64]) <= 12
+    assert np.mean(late[64:]) <= 0.01
 
 
 @pytest.mark.parametrize("start", STARTS)

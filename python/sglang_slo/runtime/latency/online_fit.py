@@ -9,11 +9,15 @@ next to nothing is not put into force. One that finds the device faster than tho
 Budgets are planned with a high quantile of measured/predicted, one for iterations with prefill and one for
 decodes alone. Its level trades gaps for first tokens: a lower one misses the gaps of noisy iterations, a higher
 one leaves too little of a tight limit for prefill. Wherever limits leave room 0.995 keeps nearly all gaps.
+
+With that level one iteration in 200 takes longer than planned. `SURPRISES` of `AMONG` say that the device is not what it
+was: a neighbour has come, or its clock went down. Then the model is fitted at once, and judged by these alone.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +37,7 @@ FIRST_REFIT = 8  # iterations: a profile of another model costs every gap until 
 REFIT_EVERY = 256  # iterations, once there have been as many; before, with every doubling
 AFTER_FAILURE = 16_384  # iterations until the next try
 LEVEL = 0.995  # the quantile of measured/predicted that budgets are planned with
+SURPRISES, AMONG = 3, 32  # by chance once in thousands of iterations at `LEVEL`
 IDLE_WEIGHT = 0.1  # of an iteration that found the device idle: its time includes the scheduler's own
 MOST_GROWTH = (
     1.25  # of the time that a refit may take off the safe prediction of any sample, at once, as a factor
@@ -56,6 +61,8 @@ class OnlineFit:
         self._overlap = overlap
         self._log = IterationLog(log)
         self._next = FIRST_REFIT
+        self._since = 0  # samples before the device changed last
+        self._late: deque[bool] = deque(maxlen=AMONG)  # whether each took longer than planned, since then
 
     def add(self, launch: Launch) -> None:
         """Take in an iteration whose end has been measured."""
@@ -65,12 +72,23 @@ class OnlineFit:
         self._log.add(launch)
         idle = self._overlap and launch.idle_s > 0
         self.window.add(launch.shape, seconds, IDLE_WEIGHT if idle else 1.0)
+        if not idle:
+            self._late.append(seconds > self.model.safe_iteration_s(launch.shape))
+            if len(self._late) >= FIRST_REFIT and sum(self._late) >= SURPRISES:
+                self._changed()
+
+    def _changed(self) -> None:
+        """The device is not what it was: the next refit is now, and the following ones come soon again."""
+        self.window.forget(keep=len(self._late))
+        self._since = self.window.added - len(self._late)
+        self._late.clear()
+        self._next = self.window.added
 
     def maybe_refit(self) -> LatencyModel | None:
         """The model as refitted now; None if it is not time yet, or if the one in force is as good."""
         if self.window.added < self._next:
             return None
-        self._next = self.window.added + min(self.window.added, REFIT_EVERY)
+        self._next = self.window.added + min(self.window.added - self._since, REFIT_EVERY)
         try:
             return self._refit()
         except Exception:
