@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang_slo.config import SloConfig
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.kv.pool import Leavers, Pool
-from sglang_slo.core.latency import Coefficients, LatencyModel, decode_shape
+from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, decode_shape
 from sglang_slo.core.ordering import FairShareQueue
 from sglang_slo.core.plan import Planner
 from sglang_slo.core.slo import Slo
@@ -524,6 +524,16 @@ def test_a_nonsense_model_keeps_nobody_waiting_for_ever(running: int) -> None:
     for _ in range(200):
         device.step()
     assert row in device.first
+
+
+def test_where_an_iteration_costs_much_for_its_own_sake_half_of_it_is_work() -> None:
+    """As on a host that many share: chunks within the usual cap would leave the device busy with next to nothing."""
+    model = LatencyModel(replace(MODEL.coefficients, t0_extend=0.19))
+    device = Device(model=model)
+    device.arrive(Slo(0.4, 0.1), 100_000)
+    plan = device.planner.plan(device.view())
+    own_s = model.safe_iteration_s(BatchShape(True))
+    assert 1.9 * own_s < plan.predicted_s < 2.1 * own_s
 
 
 def test_a_history_that_leaves_no_time_holds_no_cut_request_up_for_ever() -> None:

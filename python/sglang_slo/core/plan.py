@@ -30,6 +30,9 @@ from sglang_slo.core.table import RequestTable
 from sglang_slo.core.view import View
 
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
+MIN_CAP_FACTOR = (
+    2.0  # and never below so many times what an iteration takes for its own sake: half of it is work
+)
 MAX_PREFILL_STARVATION_S = 2.0  # so long at most decodes leave no time for any prefill
 STARVED_CHUNK_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
@@ -257,6 +260,7 @@ class Planner:
             return Budget(mixed, math.inf, decodes.mixed_shape if mixed and decodes else BatchShape(True))
         table, mix = view.table, self.config.mix
         cap = min(self.config.idle_cap_ms / 1e3, max(view.tightest_ttft_s / 4, SHORTEST_CAP_S))
+        cap = max(cap, MIN_CAP_FACTOR * view.model.safe_iteration_s(BatchShape(True)))
         if not (table.mixable[view.waiting].all() and table.mixable[view.decoding].all()):
             mix = "never"
         return chunking.iteration_budget(decodes, view.model, cap, mix, backlog_tokens)
