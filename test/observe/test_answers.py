@@ -92,7 +92,7 @@ def test_wrapped_answers_close_what_they_wrap_when_the_client_leaves() -> None:
             closed.append(True)
 
     async def client() -> None:
-        stream = judged_answers(answers, told.append)
+        stream = judged_answers(answers(), told.append)
         first = await stream.__anext__()
         assert first["meta_info"] == {"finish_reason": {"type": "stop"}, "slo": {}}
         await stream.aclose()  # type: ignore[attr-defined]
@@ -102,16 +102,33 @@ def test_wrapped_answers_close_what_they_wrap_when_the_client_leaves() -> None:
 
 
 def test_install_wraps_sglangs_answers_once() -> None:
-    import inspect
-
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
     original = TokenizerManager._wait_one_response
     try:
-        assert inspect.isasyncgenfunction(original)
         install(print)
         wrapped = TokenizerManager._wait_one_response
         install(print)
         assert TokenizerManager._wait_one_response is wrapped is not original
     finally:
         TokenizerManager._wait_one_response = original
+
+
+def test_sglang_is_asked_when_it_is_called_not_when_its_answer_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    asked = []
+
+    async def answers() -> AsyncIterator[dict[str, Any]]:
+        yield {"meta_info": {}}
+
+    def wait_one_response(manager: Any, obj: Any, request: Any = None) -> AsyncIterator[dict[str, Any]]:
+        asked.append((obj, request))  # here SGLang finds the request's state, which ends with the request
+        return answers()
+
+    monkeypatch.setattr(TokenizerManager, "_wait_one_response", wait_one_response)
+    install(print)
+    TokenizerManager._wait_one_response(None, "obj", request="request")
+    assert asked == [("obj", "request")]

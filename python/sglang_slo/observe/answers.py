@@ -50,10 +50,9 @@ def span_attributes(
 
 
 async def judged_answers(
-    original: Callable[..., AsyncIterator[dict[str, Any]]], heard: Heard, *args: Any, **kwargs: Any
+    answers: AsyncIterator[dict[str, Any]], heard: Heard
 ) -> AsyncIterator[dict[str, Any]]:
-    """The answers of `original`, the last one with its verdict in place, which `heard` is told as well."""
-    answers = original(*args, **kwargs)
+    """The same answers, the last one with its verdict in place, which `heard` is told as well."""
     async with contextlib.aclosing(answers) as closing:  # type: ignore[type-var]
         async for answer in closing:
             move(answer["meta_info"])
@@ -74,7 +73,8 @@ def install(heard: Heard) -> None:
         return
 
     def wait_one_response(*args: Any, **kwargs: Any) -> AsyncIterator[dict[str, Any]]:
-        return judged_answers(original, heard, *args, **kwargs)
+        # at once: SGLang may look up here what is gone before the first of these answers is waited for
+        return judged_answers(original(*args, **kwargs), heard)
 
     wait_one_response.judged = True  # type: ignore[attr-defined]
     TokenizerManager._wait_one_response = wait_one_response
