@@ -186,6 +186,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("shared server"))
+            item.add_marker(pytest.mark.server)  # so that `-m 'not server'` starts none
         elif item.get_closest_marker("alone") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
     items.sort(key=lambda item: item.get_closest_marker("server") is None)

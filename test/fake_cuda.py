@@ -68,6 +68,7 @@ def checked(folder: str) -> dict[str, Any]:
 
     from sglang_slo.attention import attention_line
     from sglang_slo.launch_server import given_flags, with_defaults
+    from sglang_slo.runtime.sglang.settings import attention_backends, resolved
 
     argv = with_defaults(["--model-path", folder, *FLAGS])
     try:
@@ -76,9 +77,9 @@ def checked(folder: str) -> dict[str, Any]:
     except Exception as error:
         return {"error": repr(error)}
     return {
-        "backends": args.get_attention_backends(),
-        "stock": stock.get_attention_backends(),
-        "page_size": args.page_size,
+        "backends": attention_backends(args),
+        "stock": attention_backends(stock),
+        "page_size": resolved(args).page_size,
         "line": attention_line(args, given_flags(argv)),
     }
 
