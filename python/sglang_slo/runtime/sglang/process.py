@@ -5,10 +5,12 @@ Newer releases publish a process's place once and read it from there; older ones
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt import runtime_context
 from sglang.srt.server_args import PortArgs, ServerArgs
+from sglang.srt.utils.network import get_free_port
 
 PUBLISHED = hasattr(runtime_context, "SpawnRanks")  # a process's place is published with its settings
 
@@ -21,7 +23,8 @@ def publish(server_args: ServerArgs) -> None:
 
 def build(scheduler_class: type, server_args: ServerArgs) -> Any:
     """A scheduler of `scheduler_class` as this process's only rank; `publish` comes first."""
-    ports = PortArgs.init_new(server_args)
+    # Newer releases draw the port from `random`, which a scheduler seeds: processes side by side would draw the same.
+    ports = replace(PortArgs.init_new(server_args), nccl_port=get_free_port())
     place = () if PUBLISHED else (0, 0, 0, 0, 0, 0, None)
     return scheduler_class(server_args, ports, *place)
 
