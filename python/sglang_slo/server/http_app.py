@@ -16,7 +16,7 @@ from typing import Any
 from sglang_slo.config import SloConfig
 from sglang_slo.observe import metrics
 from sglang_slo.observe.http import add_routes, open_page
-from sglang_slo.server import verdicts
+from sglang_slo.server import contract, verdicts
 from sglang_slo.server.ingress import Ingress
 
 WORKER_APP = "sglang_slo.server.http_worker:app"
@@ -38,6 +38,7 @@ def prepare(app: Any, config: SloConfig) -> None:
     if config.policy == "off":
         return
     verdicts.install()
+    contract.install()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # before that is set the client must not be imported
         metrics.hide_gone()
     if not any(m.cls is Ingress for m in app.user_middleware):
