@@ -165,6 +165,7 @@ def server(slo_yaml: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory)
     # idle schedulers spin: this one would take a core from the servers that other tests start beside it
     flags = ["--slo-config", str(slo_yaml), "--enable-metrics", "--sleep-on-idle"]
     flags += ["--slo-request-log", str(folder / "requests.jsonl")]
+    flags += ["--constrained-json-disable-any-whitespace"]  # the model would fill an answer with it
     flags += ["--enable-lora", "--lora-paths", f"other={lora}", "--lora-backend", "torch_native"]
     with running(folder, *flags) as shared:
         assert shared.status()["policy"] == "slo"
