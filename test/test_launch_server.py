@@ -70,13 +70,35 @@ def test_a_model_in_sglangs_own_config_file_counts(tmp_path: Path) -> None:
     assert launch_server.with_defaults(argv) == argv
 
 
-@pytest.mark.parametrize(("cores", "ranks", "shares"), [(4, 2, "0,1|2,3"), (3, 2, "0|1,2"), (1, 2, "0|0")])
-def test_on_a_cpu_the_ranks_share_the_cores(
-    cores: int, ranks: int, shares: str, monkeypatch: pytest.MonkeyPatch
+def binds_all(*, numa_index: int, world_size: int) -> None:
+    """As a newer SGLang binds ranks to cores."""
+
+
+def binds_a_replica(*, tp_rank: int, tp_size: int) -> None:
+    """As an older SGLang does."""
+
+
+@pytest.mark.parametrize(
+    ("binds", "cores", "ranks", "replicas", "shares"),
+    [
+        (binds_all, 4, 2, 1, "0,1|2,3"),
+        (binds_all, 3, 2, 1, "0|1,2"),
+        (binds_all, 1, 2, 1, "0|0"),
+        (binds_all, 4, 1, 1, ""),
+        (binds_all, 4, 1, 2, "0,1|2,3"),
+        (binds_all, 4, 2, 2, "0|1|2|3"),
+        (binds_a_replica, 4, 2, 2, "0,1|2,3"),
+        (binds_a_replica, 4, 1, 2, ""),
+    ],
+)
+def test_on_a_cpu_the_ranks_that_sglang_binds_share_the_cores(
+    binds: Any, cores: int, ranks: int, replicas: int, shares: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(OMP, "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    launch_server.bind_cpus(SimpleNamespace(device="cpu", tp_size=ranks))
+    monkeypatch.setattr("sglang.srt.utils.numa_utils.init_threads_binding", binds)
+    args = SimpleNamespace(device="cpu", tp_size=ranks, dp_size=replicas, pp_size=1)
+    launch_server.bind_cpus(args)
     assert os.environ[OMP] == shares
 
 

@@ -18,7 +18,7 @@ from sglang_slo import settings_in
 from sglang_slo.config import ConfigError, SloConfig
 from sglang_slo.core.slo import LIMITS_MS, SloClass
 from sglang_slo.runtime.sglang import supported
-from sglang_slo.runtime.sglang.settings import resolved
+from sglang_slo.runtime.sglang.settings import bound_ranks, resolved
 
 PROG = "python -m sglang_slo.launch_server"
 DEMO_KV_TOKENS = 65536  # the demo model's KV would else take most of the memory of a small machine
@@ -136,11 +136,13 @@ def promises(config: SloConfig) -> list[str]:
 
 
 def bind_cpus(server_args: Any) -> None:
-    """On a CPU, share the cores among tensor-parallel ranks, unless the user has said how."""
+    """On a CPU, share the cores among ranks as far as SGLang binds them, unless the user has said how."""
     settings = resolved(server_args)
-    if settings.device != "cpu" or settings.tp_size == 1 or os.environ.get("SGLANG_CPU_OMP_THREADS_BIND"):
+    if settings.device != "cpu" or os.environ.get("SGLANG_CPU_OMP_THREADS_BIND"):
         return
-    cores, ranks = sorted(os.sched_getaffinity(0)), settings.tp_size
+    cores, ranks = sorted(os.sched_getaffinity(0)), bound_ranks(server_args)
+    if ranks == 1:
+        return
     shares = [cores[i * len(cores) // ranks : (i + 1) * len(cores) // ranks] for i in range(ranks)]
     # With fewer cores than ranks some share one.
     text = "|".join(",".join(map(str, share or [cores[i % len(cores)]])) for i, share in enumerate(shares))

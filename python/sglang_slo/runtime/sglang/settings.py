@@ -6,6 +6,7 @@ into the record.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 
@@ -17,6 +18,18 @@ def resolved(server_args: Any) -> Any:
 
     server_args.resolve_once()
     return resolved_view(server_args)
+
+
+def bound_ranks(server_args: Any) -> int:
+    """On a CPU, how many ranks SGLang binds to cores of their own.
+
+    Newer releases: all; older ones those of a replica, each replica to the same cores.
+    """
+    from sglang.srt.utils import numa_utils
+
+    settings = resolved(server_args)
+    of_all = "world_size" in inspect.signature(numa_utils.init_threads_binding).parameters
+    return int(settings.tp_size * (settings.dp_size * settings.pp_size if of_all else 1))
 
 
 def attention_backends(server_args: Any) -> tuple[str, str]:
