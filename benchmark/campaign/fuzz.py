@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.serving import Answer, Check, Client, serving
+from sglang_slo.cpu.demo_model import demo_model_path
 
 FLAGS = ["--max-total-tokens", "3000", "--slo-host-kv-gb", "0.01", "--chunked-prefill-size", "128"]
 AT_ONCE = 8
@@ -27,7 +28,12 @@ SOUND: dict[str, dict[str, Any]] = {
     "/generate": {"text": "hello", "sampling_params": {"max_new_tokens": 4, "temperature": 0}},
     "/v1/completions": {"model": "m", "prompt": "hello", "max_tokens": 4},
     "/v1/chat/completions": {"model": "m", "messages": CHAT, "max_tokens": 4},
-    "/v1/responses": {"model": "m", "input": "hello", "max_output_tokens": 4, "store": False},
+    "/v1/responses": {
+        "model": str(demo_model_path()),
+        "input": "hello",
+        "max_output_tokens": 4,
+        "store": False,
+    },
     "/v1/messages": {"model": "m", "messages": CHAT, "max_tokens": 4},
     "/invocations": {"model": "m", "messages": CHAT, "max_tokens": 4},
     "/vertex_generate": {

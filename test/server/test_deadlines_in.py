@@ -9,6 +9,7 @@ import pytest
 
 from bad_limits import BAD
 from conftest import Server
+from sglang_slo.cpu.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
 
@@ -21,7 +22,7 @@ ENDPOINTS: dict[str, dict[str, Any]] = {  # each that generates
     "/v1/chat/completions": CHAT,
     "/invocations": CHAT,
     "/v1/messages": CHAT,
-    "/v1/responses": {"model": "m", "input": "hi", "max_output_tokens": 2, "store": False},
+    "/v1/responses": {"model": str(demo_model_path()), "input": "hi", "max_output_tokens": 2, "store": False},
     "/vertex_generate": {
         "instances": [{"text": "hello"}],
         "parameters": {"sampling_params": {"max_new_tokens": 2}},

@@ -11,12 +11,18 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import Server
+from sglang_slo.cpu.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT: dict[str, Any] = {"model": "m", "messages": MESSAGES, "max_tokens": 4}
-RESPONSE: dict[str, Any] = {"model": "m", "input": "hi", "max_output_tokens": 4, "store": False}
+RESPONSE: dict[str, Any] = {
+    "model": str(demo_model_path()),
+    "input": "hi",
+    "max_output_tokens": 4,
+    "store": False,
+}
 EASY, HOPELESS = {"class": "easy"}, {"class": "hopeless"}
 
 
