@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -24,6 +26,8 @@ from sglang_slo.core.latency import Coefficients, LatencyModel
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = "shared server"
 START_LIMIT_S = 900
 LAUNCH = ("-m", "sglang_slo.launch_server")
 STATUS_AGE_S = 1.5  # more than /slo/status is ever behind
@@ -177,17 +181,44 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests two processes may not part (`pytest -n 2 --dist loadgroup`), and the longest groups first.
+@functools.cache
+def _says(file: str) -> tuple[bool, bool]:
+    """Whether the tests or fixtures of a file ask for the shared server, and whether each makes all that it needs."""
+    text = (ROOT / file).read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    asked = [f for f in functions if f.name.startswith("test_") or f.decorator_list]
+    return any(arg.arg == "server" for f in asked for arg in f.args.args), "pytest.mark.alone" in text
+
+
+def kept_together(nodeid: str) -> str:
+    """The name of those tests that one process runs, where several share the tests (`pytest -n 2`).
 
     Those of the shared server stay together, so that it is started once; other tests stay with their file, whose
     fixtures they share, except where each makes all that it needs.
     """
+    file = nodeid.split("::")[0]
+    shared, alone = _says(file)
+    return SHARED if shared else nodeid if alone else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Shares out what is kept together; xdist's own groups come to nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return kept_together(nodeid)
+
+    return Together(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out those that are not of the marks asked for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start servers come first: they are the longest."""
     for item in items:
         if "server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("shared server"))
             item.add_marker(pytest.mark.server)  # so that `-m 'not server'` starts none
-        elif item.get_closest_marker("alone") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+            if kept_together(item.nodeid) != SHARED:
+                raise pytest.UsageError(f"{item.nodeid}: nothing in this file has the argument `server`")
     items.sort(key=lambda item: item.get_closest_marker("server") is None)

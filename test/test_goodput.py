@@ -70,7 +70,7 @@ json.dump([judged + 100, attained + (100 if rate <= 5 else 40)], open(counts, "w
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def address(tmp_path: Path) -> Iterator[str]:
     Status.counts = tmp_path / "counts.json"
     Status.counts.write_text("[7, 3]")
     tool = tmp_path / "guidellm"
@@ -88,10 +88,10 @@ def flags(url: str, tmp_path: Path, slo_class: str = "chat") -> list[str]:
 
 
 def test_a_live_server_is_asked_what_became_of_each_probe(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(goodput, "SETTLE_S", 0.0)
-    assert goodput.main(flags(server, tmp_path)) == 0
+    assert goodput.main(flags(address, tmp_path)) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].split() == ["1", "req/s:", "100", "of", "100", "attained"]
     rate = float(said[-1].split()[0])
@@ -99,10 +99,10 @@ def test_a_live_server_is_asked_what_became_of_each_probe(
 
 
 def test_an_unknown_class_and_a_missing_program_are_told(
-    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert goodput.main(flags(server, tmp_path, slo_class="gold")) == 2
+    assert goodput.main(flags(address, tmp_path, slo_class="gold")) == 2
     assert "--class: need one of ['chat'], got 'gold'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        goodput.main([*flags(server, tmp_path), "--guidellm", "/no/such/program"])
+        goodput.main([*flags(address, tmp_path), "--guidellm", "/no/such/program"])
     assert "--guidellm: no program" in capsys.readouterr().err

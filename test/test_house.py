@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import SHARED, kept_together
+
 ROOT = Path(__file__).resolve().parents[1] / "python" / "sglang_slo"
 MOST_FILE_LINES = 320
 MOST_FUNCTION_LINES = 45
@@ -51,3 +53,11 @@ def test_the_scheduler_is_overrides_and_nothing_else() -> None:
 def test_each_room_says_what_it_decides_and_what_always_holds(room: Path) -> None:
     said = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
     assert room == ROOT or ("Always:" in said and len(said.splitlines()) >= 3)
+
+
+def test_processes_that_share_the_tests_part_none_that_share_a_server_or_a_file() -> None:
+    shared = [kept_together(f"test/{name}.py::test") for name in ("server/test_modes", "observe/test_server")]
+    assert shared == [SHARED, SHARED]
+    assert kept_together("test/server/test_same_words.py::a[b]") == "test/server/test_same_words.py"
+    apart = ["test/server/test_ways_in.py::a[tp 2]", "test/server/test_ways_in.py::a[dp 2]"]
+    assert [kept_together(nodeid) for nodeid in apart] == apart
