@@ -19,6 +19,10 @@ from sglang_slo.server.visit import VISIT, Visit
 
 KEY = "slo"
 _ENDS = (b"data: [DONE]", b"event: message_stop")
+_OVER = (
+    "completed",
+    "incomplete",
+)  # cut off by its limit of tokens: a newer SGLang tells that from completed
 _OF_A_CHUNK = ("id", "object", "created", "model")
 
 
@@ -116,7 +120,7 @@ def _of_a_message(convert: Callable[..., Any]) -> Callable[..., Any]:
 def _of_a_response(make: Callable[..., Any]) -> Callable[..., Any]:
     def judged(*args: Any, **kwargs: Any) -> Any:
         response, visit = make(*args, **kwargs), VISIT.get()
-        if visit is not None and visit.verdicts and response.status == "completed":
+        if visit is not None and visit.verdicts and response.status in _OVER:
             text = orjson.dumps(told(visit.verdicts)).decode()
             response.metadata = {**(response.metadata or {}), KEY: text}
         return response
