@@ -7,6 +7,7 @@ before each iteration and may send it requests and commands; the run is over whe
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import warnings
 from array import array
@@ -36,6 +37,10 @@ from sglang_slo.cpu.demo_model import demo_model_path  # noqa: E402
 from sglang_slo.runtime.latency.startup_profile import GUESS  # noqa: E402
 from sglang_slo.runtime.scheduler.scheduler import SloScheduler  # noqa: E402
 from sglang_slo.runtime.sglang import process  # noqa: E402
+
+# The imports are no garbage: SGLang collects whenever it builds a scheduler, and would walk them for most of that time.
+gc.collect()
+gc.freeze()
 
 Script = Callable[[Any, int], list[Any]]  # (scheduler, iteration) -> what it receives now
 MOST_ITERATIONS = 20_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -52,6 +53,11 @@ def test_invariants_hold_in_every_iteration(scheduler: str, workload: str) -> No
     result = driver.run(load, scheduler, ["--schedule-conservativeness", "0.1"], watcher=Watched)
     assert Watched.checked - before >= len(result.iterations.start_s)
     assert result.requests.finished.all()
+
+
+def test_collecting_walks_no_imports_however_many_runs_there_were() -> None:
+    driver.run(small("mix", 20), "slo", [])
+    assert gc.get_freeze_count() > len(gc.get_objects())
 
 
 @pytest.mark.parametrize("predictor", ["xgboost", "mean", "none", "oracle", "noisy"])

@@ -44,6 +44,10 @@ from sglang_slo.twin.sim.virtual import seam, virtual  # noqa: E402
 from sglang_slo.twin.sim.worker import write_model  # noqa: E402
 from sglang_slo.twin.workloads.workload import Workload  # noqa: E402
 
+# The imports are no garbage: collecting must not walk them, which SGLang asks for whenever it builds a scheduler.
+gc.collect()
+gc.freeze()
+
 SCHEDULERS = ("slo", "stock")
 CONTEXT_STEP = 8192
 # What stock SGLang picks on a GPU of the profiles' class, where a flag does not say otherwise.
@@ -78,7 +82,7 @@ def run(
         cls = virtual(_scheduler_class(scheduler), workload, recorder, watcher)
         built = process.build(cls, server_args)
         logging.getLogger("sglang").setLevel(logging.ERROR)
-        _loop(built)
+        built.run_event_loop()
     fallbacks = _fallbacks(built, allow_fallbacks)
     return RunResult(
         workload=workload.name,
@@ -193,12 +197,3 @@ def _context_tokens(workload: Workload) -> int:
     """The model's context: room for the longest declared request, in coarse steps."""
     longest = max(int(workload.input_tokens[i]) + workload.declared(i) for i in range(len(workload)))
     return (longest // CONTEXT_STEP + 2) * CONTEXT_STEP
-
-
-def _loop(scheduler: Any) -> None:
-    gc.collect()
-    gc.freeze()  # the imports are not garbage: collecting must not walk them again and again
-    try:
-        scheduler.run_event_loop()
-    finally:
-        gc.unfreeze()
