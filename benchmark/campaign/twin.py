@@ -16,6 +16,7 @@ from campaign.script import HANG_S, Script, ScriptedFeeder, Tally
 from campaign.wires import Wires
 from campaign.world import VOCAB, World
 from invariants import BrokenError, Watched
+from sglang_slo.runtime.sglang import process
 from sglang_slo.twin.sim import driver, tokens, virtual, worker  # first: it fixes the platform
 
 
@@ -117,7 +118,7 @@ def _patched(script: Script) -> Iterator[None]:
                 script.shed.add(output.rid)
             super().send_output(output, recv_obj)
 
-    def load(_: Any, __: Any) -> tuple[bool, str]:
+    def load(*_: Any, **__: Any) -> tuple[bool, str]:
         return True, "the same weights"
 
     before = signal.signal(signal.SIGALRM, too_long)
@@ -126,7 +127,7 @@ def _patched(script: Script) -> Iterator[None]:
         mock.patch.object(virtual, "_Outlet", Outlet),
         mock.patch.object(worker, "VOCAB", VOCAB),
         mock.patch.object(tokens, "VOCAB", VOCAB),
-        mock.patch.object(worker.TwinWorker, "update_weights_from_disk", load),
+        mock.patch.object(process.weights_loader(worker.TwinWorker), "update_weights_from_disk", load),
         mock.patch.object(driver, "CONTEXT_STEP", 512),
     ):
         try:

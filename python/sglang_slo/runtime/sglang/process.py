@@ -40,3 +40,12 @@ def worker_arguments(scheduler: Any) -> dict[str, Any]:
     if PUBLISHED:
         return {**made, "gpu_id": runtime_context.get_device().gpu_id}
     return {**made, "gpu_id": scheduler.ps.gpu_id, "ps": scheduler.ps}
+
+
+def weights_loader(worker_class: type) -> type:
+    """The class whose `update_weights_from_disk` gives a worker of `worker_class` other weights."""
+    if hasattr(worker_class, "update_weights_from_disk"):
+        return worker_class
+    from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+
+    return WeightUpdater
