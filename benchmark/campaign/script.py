@@ -206,6 +206,7 @@ class ScriptedFeeder(Feeder):
         if not living and self._draining:
             self._draining = False
             if s.is_fully_idle():
+                s.on_idle()  # ends the rows of those whose end was not heard of for a fault
                 check_nothing_left(s)
                 script.tally.commands["drained"] += 1
         elif script.rng.random() < 0.003 * script.unrest:

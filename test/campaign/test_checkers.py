@@ -11,6 +11,7 @@ import pytest
 from campaign import twin, world
 from campaign.wires import Wires
 from invariants import BrokenError, Ours, check, check_requests, holders
+from sglang_slo.runtime.sglang import kv, tree
 
 Damage = Callable[[Any], Callable[[], None]]  # does it; returns how to undo it
 
@@ -35,9 +36,9 @@ def leak_a_slot(s: Any) -> Callable[[], None]:
 def free_a_slot_that_is_held(s: Any) -> Callable[[], None]:
     """As many as before are free, but one of them is in use: no count shows it."""
     allocator = s.token_to_kv_pool_allocator
-    pages, req = allocator.free_pages, next(r for r in holders(s) if r.req_pool_idx is not None)
+    pages, req = allocator.free_pages, next(r for r in holders(s) if kv.row_of(r) is not None)
     allocator.free_pages = pages.clone()
-    allocator.free_pages[0] = int(s.req_to_token_pool.req_to_token[req.req_pool_idx, 0])
+    allocator.free_pages[0] = int(s.req_to_token_pool.req_to_token[kv.row_of(req), 0])
     return lambda: setattr(allocator, "free_pages", pages)
 
 
@@ -52,10 +53,17 @@ def keep_a_lock(s: Any) -> Callable[[], None]:
     return lambda: s.tree_cache.dec_lock_ref(node)
 
 
+def lose_a_lock(s: Any) -> Callable[[], None]:
+    req = next(r for r in holders(s) if kv.row_of(r) is not None and kv.protected_tokens(r))
+    tree.unlock(s.tree_cache, tree.lock_of(req))
+    return lambda: tree.lock_for(s.tree_cache, req)
+
+
 def take_too_much(s: Any) -> Callable[[], None]:
-    req = next(r for r in holders(s) if r.kv is not None)
-    req.kv_committed_len += 1000
-    return lambda: setattr(req, "kv_committed_len", req.kv_committed_len - 1000)
+    req = next(r for r in holders(s) if kv.row_of(r) is not None)
+    record = req.kv if kv.IN_RECORD else req
+    record.kv_committed_len += 1000
+    return lambda: setattr(record, "kv_committed_len", record.kv_committed_len - 1000)
 
 
 def mix_up_the_books(s: Any) -> Callable[[], None]:
@@ -75,7 +83,8 @@ DAMAGES: dict[Damage, str] = {
     leak_a_slot: "KV",
     free_a_slot_that_is_held: "KV",
     leak_a_row: "ROWS",
-    keep_a_lock: "KV|LOCKS",
+    lose_a_lock: "LOCKS",
+    **({} if tree.RECEIPTS else {keep_a_lock: "KV|LOCKS"}),  # newer trees show no node that nobody holds
     take_too_much: "GIVEN",
     mix_up_the_books: "BOOKS",
     forget_host_memory: "HOST",
@@ -92,7 +101,7 @@ def looking(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], None]) -> Ite
         if (
             len(self.running_batch.reqs) > 1
             and len(self.waiting_queue) > 1
-            and self.tree_cache.root_node.children
+            and any(kv.protected_tokens(r) for r in self.running_batch.reqs)
         ):
             monkeypatch.setattr(twin.Guarded, "process_input_requests", there)
             look(self)
