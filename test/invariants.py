@@ -1,7 +1,8 @@
 """What must hold between any two iterations, for SGLang's scheduler and for ours: one checker per invariant.
 
 REQUESTS  every request that arrived is waiting, running, away (on the host, on its way) or over; one of them.
-KV        free + evictable + protected + held outside the tree = capacity, and each slot is somebody's, once.
+KV        free + evictable + protected + held outside the tree = capacity, and each page is somebody's, once.
+PAGES     a token lies in its page where it stands in its request, and the tree keeps whole pages.
 GIVEN     no request holds KV that it has not been given: committed <= allocated <= what it may ever need.
 ROWS      free rows of SGLang's request pool + rows held = its size.
 LOCKS     a node of the radix tree is locked as often as somebody holds it.
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sglang_slo.core import pages
 from sglang_slo.runtime.sglang import kv, tree
 
 
@@ -120,9 +122,9 @@ def check_given(s: Any) -> None:
 
 def check_kv(s: Any) -> None:
     """KV, by its counts."""
-    free, cache = s.token_to_kv_pool_allocator.available_size(), s.tree_cache
-    outside = sum(kv.allocated_tokens(r) - kv.protected_tokens(r) for r in _with_rows(s))
-    leaving = sum(len(left.slots) for left in Ours(s).leftovers())
+    free, cache, page = s.token_to_kv_pool_allocator.available_size(), s.tree_cache, page_tokens(s)
+    outside = sum(pages.whole(kv.allocated_tokens(r), page) - kv.protected_tokens(r) for r in _with_rows(s))
+    leaving = sum(pages.whole(len(left.slots), page) for left in Ours(s).leftovers())
     parts = (free, cache.evictable_size(), cache.protected_size(), outside, leaving)
     _require(
         sum(parts) == s.max_total_num_tokens,
@@ -132,16 +134,44 @@ def check_kv(s: Any) -> None:
 
 
 def check_slots(s: Any) -> None:
-    """KV, slot by slot: each is free, in the tree, held by one request, or on its way to the host."""
-    allocator, table = s.token_to_kv_pool_allocator, s.req_to_token_pool.req_to_token
-    owned = [_free_pages(allocator), _tree_slots(s.tree_cache)]
-    owned += [table[kv.row_of(r), kv.protected_tokens(r) : kv.allocated_tokens(r)] for r in _with_rows(s)]
-    owned += [left.slots for left in Ours(s).leftovers()]
-    slots = torch.cat([t.to(torch.int64) for t in owned]).numpy()
-    times = np.bincount(slots, minlength=allocator.size + 1)[1:]  # slot 0 is SGLang's padding
+    """KV, page by page: each is free, in the tree, held by one request, or on its way to the host."""
+    allocator, table, page = s.token_to_kv_pool_allocator, s.req_to_token_pool.req_to_token, page_tokens(s)
+    runs = [_tree_slots(s.tree_cache), *(left.slots for left in Ours(s).leftovers())]
+    runs += [table[kv.row_of(r), kv.protected_tokens(r) : kv.allocated_tokens(r)] for r in _with_rows(s)]
+    # all of them begin with a page (PAGES): each page has a first slot in them
+    owned = [_free_pages(allocator), *(run[::page] // page for run in runs)]
+    numbers = torch.cat([t.to(torch.int64) for t in owned]).numpy()
+    times = np.bincount(numbers, minlength=allocator.size // page + 1)[1:]  # page 0 is SGLang's padding
     lost, shared = np.flatnonzero(times == 0) + 1, np.flatnonzero(times > 1) + 1
-    _require(not len(lost), "KV", f"slots {lost[:8].tolist()} are nobody's ({len(lost)})")
-    _require(not len(shared), "KV", f"slots {shared[:8].tolist()} are owned twice ({len(shared)})")
+    _require(not len(lost), "KV", f"pages {lost[:8].tolist()} are nobody's ({len(lost)})")
+    _require(not len(shared), "KV", f"pages {shared[:8].tolist()} are owned twice ({len(shared)})")
+
+
+def check_pages(s: Any) -> None:
+    """PAGES."""
+    page, table = page_tokens(s), s.req_to_token_pool.req_to_token
+    if page == 1:
+        return
+    _in_order(_tree_slots(s.tree_cache), page, "the tree")
+    for left in Ours(s).leftovers():
+        _in_order(left.slots, page, "what is copied out")
+    for req in _with_rows(s):
+        protected = kv.protected_tokens(req)
+        _require(protected % page == 0, "PAGES", f"{req.rid}: {protected} tokens of it are the tree's")
+        _in_order(table[kv.row_of(req), : kv.allocated_tokens(req)], page, req.rid)
+
+
+def _in_order(slots: Any, page: int, whose: str) -> None:
+    """Whether the slots of a run that begins with a page fill one page after the other."""
+    slots = slots.to(torch.int64).numpy()
+    first = np.repeat(slots[::page], page)[: len(slots)]
+    fits = (slots == first + np.arange(len(slots)) % page) & (first % page == 0)
+    _require(bool(fits.all()), "PAGES", f"{whose}: {slots[~fits][:8].tolist()} lie elsewhere in their pages")
+
+
+def page_tokens(s: Any) -> int:
+    """Tokens in a page of KV."""
+    return int(s.token_to_kv_pool_allocator.page_size)
 
 
 def check_rows(s: Any) -> None:
@@ -228,7 +258,7 @@ def _with_rows(s: Any) -> list[Any]:
 
 
 CHEAP = (check_given, check_kv, check_rows, check_books, check_host)
-THOROUGH = (check_locks, check_slots)
+THOROUGH = (check_locks, check_pages, check_slots)
 
 
 def check(s: Any, thorough: bool = True) -> None:

@@ -51,6 +51,7 @@ WAYS = {
     "keep": ["--slo-preempt", "keep"],
     "recompute": ["--slo-preempt", "recompute"],
 }
+WAYS |= {f"{way}, page 16": [*flags, "--page-size", "16"] for way, flags in WAYS.items()}
 
 
 def requests(copies: int) -> dict[str, dict[str, Any]]:
@@ -123,7 +124,7 @@ def _compared(way: str, expected: dict[str, Any], got: dict[str, Any], status: d
     wrong = sorted(name for name in expected if got[name] != expected[name])
     now = status.get("now") or {}
     moved = {**(now.get("preemptions") or {}), "parked": (status.get("totals") or {}).get("parked", 0)}
-    pressed = bool(moved.get(way)) and bool(moved["parked"])
+    pressed = bool(moved.get(way.split(",")[0])) and bool(moved["parked"])
     fallbacks = (status.get("fallbacks") or {}).get("count")
     detail = f"{len(expected) - len(wrong)} of {len(expected)} equal to stock; {moved}; {fallbacks} fallbacks"
     if wrong:

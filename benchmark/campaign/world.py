@@ -141,6 +141,8 @@ def _settings(rng: random.Random, pool: int) -> list[str]:
     ):
         if rng.random() < share:
             argv += flags
+    if rng.random() < 0.3 and "8" not in argv:  # SGLang's chunks are whole pages
+        argv += ["--page-size", rng.choice(["2", "16"])]
     return argv
 
 

@@ -33,13 +33,23 @@ def leak_a_slot(s: Any) -> Callable[[], None]:
     return lambda: setattr(allocator, "free_pages", pages)
 
 
-def free_a_slot_that_is_held(s: Any) -> Callable[[], None]:
+def free_a_page_that_is_held(s: Any) -> Callable[[], None]:
     """As many as before are free, but one of them is in use: no count shows it."""
     allocator = s.token_to_kv_pool_allocator
     pages, req = allocator.free_pages, next(r for r in holders(s) if kv.row_of(r) is not None)
     allocator.free_pages = pages.clone()
-    allocator.free_pages[0] = int(s.req_to_token_pool.req_to_token[kv.row_of(req), 0])
+    first = int(s.req_to_token_pool.req_to_token[kv.row_of(req), 0])
+    allocator.free_pages[0] = first // allocator.page_size
     return lambda: setattr(allocator, "free_pages", pages)
+
+
+def misplace_a_token(s: Any) -> Callable[[], None]:
+    """Two tokens of a request have changed places: each page is somebody's, and the words would be others."""
+    req = next(r for r in holders(s) if r.req_pool_idx is not None and r.kv.kv_allocated_len > 2)
+    row = s.req_to_token_pool.req_to_token[req.req_pool_idx]
+    before = row.clone()
+    row[1], row[2] = int(before[2]), int(before[1])
+    return lambda: row.copy_(before)
 
 
 def leak_a_row(s: Any) -> Callable[[], None]:
@@ -81,7 +91,7 @@ DAMAGES: dict[Damage, str] = {
     lose_a_request: "REQUESTS",
     queue_one_twice: "REQUESTS",
     leak_a_slot: "KV",
-    free_a_slot_that_is_held: "KV",
+    free_a_page_that_is_held: "KV",
     leak_a_row: "ROWS",
     lose_a_lock: "LOCKS",
     **({} if tree.RECEIPTS else {keep_a_lock: "KV|LOCKS"}),  # newer trees show no node that nobody holds
@@ -89,6 +99,10 @@ DAMAGES: dict[Damage, str] = {
     mix_up_the_books: "BOOKS",
     forget_host_memory: "HOST",
 }
+IN_PAGES: dict[Damage, str] = {
+    **DAMAGES,
+    misplace_a_token: "PAGES",
+}  # with single slots no place is the wrong one
 
 
 @contextmanager
@@ -110,11 +124,14 @@ def looking(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], None]) -> Ite
     yield
 
 
-def test_each_checker_sees_its_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "damages"), [(1, DAMAGES), (16, IN_PAGES)])
+def test_each_checker_sees_its_damage(
+    page: int, damages: dict[Damage, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, str] = {}
 
     def look(s: Any) -> None:
-        for damage in DAMAGES:
+        for damage in damages:
             undo = damage(s)
             try:
                 check(s)
@@ -124,7 +141,8 @@ def test_each_checker_sees_its_damage(monkeypatch: pytest.MonkeyPatch) -> None:
             undo()
             check(s)  # undone: nothing is left for the next one
 
-    worlds = (world.draw(seed, 80, features=False, also=world.CORNERS[0]) for seed in range(100))
+    also = (*world.CORNERS[0], "--page-size", str(page))
+    worlds = (world.draw(seed, 80, features=False, also=also) for seed in range(100))
     tight = next(w for w in worlds if w.workload.profile.kv_capacity_tokens == 160)
     drawn = world.replace(tight, alive=24)
     with looking(monkeypatch, look):
@@ -132,7 +150,7 @@ def test_each_checker_sees_its_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken is None
     wrong = {
         d.__name__: seen.get(d.__name__)
-        for d, name in DAMAGES.items()
+        for d, name in damages.items()
         if seen.get(d.__name__) not in name.split("|")
     }
     assert not wrong

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 import sglang_slo.runtime.scheduler.scheduler  # noqa: F401
@@ -22,20 +21,20 @@ def as_the_scheduler() -> dict[str, object]:
 
 def test_a_wire_raises_once_or_always_for_the_scheduler_and_never_for_the_harness() -> None:
     wires, call = Wires(), as_the_scheduler()["call"]
-    name = "core.kv.preemption.growth_tokens"
-    args = (np.array([3, 9]), 4)
-    expected = preemption.growth_tokens(*args)
+    name = "core.kv.preemption.lead_iterations"
+    args = (0.05, 0.02)
+    expected = preemption.lead_iterations(*args)
     with wires.strung():
         wires.arm(name, once=True, after=False)
         with pytest.raises(InjectedError):
-            call(preemption.growth_tokens, *args)  # type: ignore[operator]
-        assert call(preemption.growth_tokens, *args) == expected  # type: ignore[operator]
+            call(preemption.lead_iterations, *args)  # type: ignore[operator]
+        assert call(preemption.lead_iterations, *args) == expected  # type: ignore[operator]
         wires.arm(name, once=False, after=True)
         for _ in range(2):
             with pytest.raises(InjectedError):
-                call(preemption.growth_tokens, *args)  # type: ignore[operator]
-        assert preemption.growth_tokens(*args) == expected  # called by a test
-    assert not hasattr(preemption.growth_tokens, "__wrapped__")
+                call(preemption.lead_iterations, *args)  # type: ignore[operator]
+        assert preemption.lead_iterations(*args) == expected  # called by a test
+    assert not hasattr(preemption.lead_iterations, "__wrapped__")
 
 
 def test_an_exception_is_raised_inside_a_decorator_that_catches() -> None:
@@ -51,4 +50,4 @@ def test_an_exception_is_raised_inside_a_decorator_that_catches() -> None:
 def test_the_twin_has_no_wires() -> None:
     with Wires().strung():
         assert not hasattr(driver.run, "__wrapped__")
-        assert hasattr(preemption.growth_tokens, "__wrapped__")
+        assert hasattr(preemption.lead_iterations, "__wrapped__")

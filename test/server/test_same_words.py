@@ -31,6 +31,9 @@ RUNS = {
     "swap": [*BOLD, "--slo-preempt", "swap"],
     "keep, no overlap": [*BOLD, "--slo-preempt", "keep", "--disable-overlap-schedule"],
     "recompute, two ranks": [*BOLD, *TWO, "--slo-preempt", "recompute"],
+    "parked, page 16": [*SMALL, "--page-size", "16"],
+    "swap, page 16": [*BOLD, "--slo-preempt", "swap", "--page-size", "16"],
+    "keep, page 64": [*BOLD, "--slo-preempt", "keep", "--page-size", "64"],
     "swap, two ranks, no overlap": [*BOLD, *TWO, "--slo-preempt", "swap", "--disable-overlap-schedule"],
 }
 

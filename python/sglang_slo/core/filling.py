@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sglang_slo.core import pages
 from sglang_slo.core.chunking import Budget, DecodeLoad
 from sglang_slo.core.kv.ledger import LateLedger, Need
 from sglang_slo.core.view import View
@@ -42,8 +43,8 @@ class Filling:
         self._chunk_left = view.most_chunk_tokens
         self._fixed = fixed
         self.slots = view.request_slots
-        # every decode may need a token of KV in this iteration
-        self.free_tokens = view.pool.free_tokens - len(view.decoding)
+        # what every decode takes in this iteration is theirs
+        self.free_tokens = view.pool.free_tokens - view.pool.next_tokens
         self.ledger = LateLedger(view.pool.ledger)
         self.entered: list[Need] = []  # what newcomers were charged
         self.refused: dict[int, Need] = {}  # rows that KV had no room for, in order, and what they need
@@ -67,6 +68,8 @@ class Filling:
             if self.prefill or not (terms.whole or len(view.decoding) == 0):
                 return False  # another iteration's; the time of this one is for others
             tokens = all_at_once
+        if tokens < rest:
+            tokens = pages.cut(history, tokens, table.page_tokens)
         if tokens <= 0 or (tokens < min(rest, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
             self.out_of_time = not self.prefill
@@ -74,10 +77,7 @@ class Filling:
         newcomer = row != view.chunked
         if newcomer and (self.slots <= 0 or not self._in_time(row, context)):
             return self._refuse()
-        # what is pinned for a newcomer, or held by others, is out of the pool already
-        charge = context - int(table.shared_tokens[row] + table.pinned_tokens[row]) if newcomer else rest
-        # what is cached but not held by anyone (charge - rest) stops being evictable now
-        at_once = tokens + charge - rest
+        at_once, charge = self._kv(row, history, tokens, max(context, history + rest))
         need = view.pool.need(
             row, charge, far=terms.far, keep_free=terms.keep_free, overdraft=terms.overdraft
         )
@@ -96,6 +96,19 @@ class Filling:
         self._chunk_left -= tokens
         self.full = tokens < rest
         return True
+
+    def _kv(self, row: int, history: int, tokens: int, context: int) -> tuple[int, int]:
+        """KV that `row` takes from the pool for a piece of its prompt, and for all of it up to `context`; tokens.
+
+        What is pinned for a newcomer, or held by others, is out of the pool already; what is cached but not held by anyone
+        stops being evictable now.
+        """
+        table = self._view.table
+        page = table.page_tokens
+        out = pages.whole(history, page)
+        if row != self._view.chunked:
+            out = int(table.shared_tokens[row] + table.pinned_tokens[row])
+        return pages.whole(history + tokens, page) - out, pages.whole(context, page) - out
 
     def _defers(self, row: int, history: int, terms: Terms) -> bool:
         """Whether another computes this one's prefix just now: in an iteration or two it will be there for nothing.

@@ -189,7 +189,7 @@ class Planner:
             return []
         deadlines = [float(view.table.deadline_s[row]) for row in (filling.refused if filling else ())]
         ledger = filling.ledger if filling is not None else view.pool.ledger()
-        free = filling.free_tokens if filling is not None else view.pool.free_tokens - len(view.decoding)
+        free = filling.free_tokens if filling is not None else view.pool.free_tokens - view.pool.next_tokens
         slots = filling.slots if filling is not None else view.request_slots
         overdue = self.lines.overdue(view, np.concatenate((view.waiting, view.pool.host.rows)))
         return returns(

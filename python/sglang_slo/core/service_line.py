@@ -93,7 +93,7 @@ class ServiceLine:
         work_s = model.prefill_s_array(table.history_tokens[head], tokens)
         slack_s = table.deadline_s[head] - view.base_s - work_s
         kv = table.held_tokens(head) + table.remaining_tokens[head]
-        room = view.pool.free_tokens - len(view.decoding)
+        room = view.pool.free_tokens - view.pool.next_tokens
         most = min(fitting_tokens, view.most_chunk_tokens)
         packed = packing.pack(head, slack_s, tokens, kv, most, room, budget.time_s)
         return np.concatenate([packed, rows[len(head) :]])

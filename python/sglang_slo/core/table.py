@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_slo.core import pages
 from sglang_slo.core.lengths import (
     QUANTILES,
     declared_only,
@@ -98,7 +99,7 @@ class RequestTable:
     mixable: np.ndarray
     cuttable: np.ndarray
 
-    def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14) -> None:
+    def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14, page_tokens: int = 1) -> None:
         self._free = list(range(capacity))
         self._taken: set[int] = set()
         self._next_seq = 0
@@ -106,6 +107,9 @@ class RequestTable:
         # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
         self.log_quantiles = np.zeros((capacity, len(QUANTILES)))
         self.max_preemptions = max_preemptions
+        self.page_tokens = (
+            page_tokens  # of the KV pool; what is history, shared or pinned is whole pages of it
+        )
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
 
@@ -232,8 +236,9 @@ class RequestTable:
         return found
 
     def held_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """KV that each row holds, or will hold once prefilled, alone; int[n]."""
-        found: np.ndarray = self.context_tokens(rows) - self.shared_tokens[rows]
+        """KV that each row holds, or will hold once prefilled, alone; int[n], whole pages."""
+        context = pages.whole(self.context_tokens(rows), self.page_tokens)
+        found: np.ndarray = context - self.shared_tokens[rows]
         return found
 
     def non_preemptible(self, rows: np.ndarray) -> np.ndarray:

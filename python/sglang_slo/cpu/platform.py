@@ -1,6 +1,6 @@
 """SGLang on a plain CPU: the platform that stands in where no accelerator is.
 
-Everything runs on torch's own kernels, at page size 1; tensor parallelism over gloo. No CPU build of
+Everything runs on torch's own kernels; tensor parallelism over gloo. No CPU build of
 sgl_kernel is needed. SGLang finds it through the entry point group `sglang.srt.platforms` (see
 `plugin.cpu_platform`). Imports of SGLang's modules stay inside the methods, since many of them ask for the
 platform while being imported.
@@ -45,11 +45,11 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         return MLATokenToKVPool
 
-    def get_paged_allocator_cls(self) -> type:
-        """One slot a token: SGLang's paged allocator needs triton, thus a GPU."""
-        from sglang_slo.cpu.allocator import TokenAllocator
+    def get_paged_allocator_cls(self) -> Callable[..., Any]:
+        """What makes an allocator of any page size: SGLang's own for pages needs triton, thus a GPU."""
+        from sglang_slo.cpu.allocator import allocator
 
-        return TokenAllocator
+        return allocator
 
     def get_compile_backend(self, mode: str | None = None) -> str:
         """No compilation."""
@@ -62,8 +62,6 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         if server_args.attention_backend in (None, "intel_amx"):  # SGLang's own default for --device cpu
             server_args.attention_backend = self.get_default_attention_backend()
         server_args.sampling_backend = "pytorch"
-        if server_args.page_size not in (None, 1):
-            raise ValueError(f"--page-size: accepted on a CPU: 1, got {server_args.page_size}")
         if server_args.enable_hierarchical_cache:
             raise ValueError("--enable-hierarchical-cache: needs CUDA streams; not accepted on a CPU")
 

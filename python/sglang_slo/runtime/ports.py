@@ -51,6 +51,7 @@ class KvPool:
     allocator: Any
     rows: Any
     capacity_tokens: int
+    page_tokens: int = 1  # slots are given and taken back in pages of so many
 
     def free_tokens(self) -> int:
         """Free and evictable KV."""

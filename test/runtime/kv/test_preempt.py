@@ -20,6 +20,8 @@ from sglang_slo.runtime.kv import host_pool
 from sglang_slo.runtime.kv.host_pool import ArenaHostPool
 
 OVERLAP = {"overlap": [], "no overlap": ["--disable-overlap-schedule"]}
+PAGED = ["--page-size", "16"]
+PAGES = {"page 1": [], "page 16": PAGED}
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +50,13 @@ def nothing_is_left(run: real.Run) -> None:
     assert s.slo_observer.trouble.count == 0
 
 
+@pytest.mark.parametrize("pages", PAGES)
 @pytest.mark.parametrize("overlap", OVERLAP)
 @pytest.mark.parametrize("way", ["swap", "keep", "recompute"])
 def test_tokens_are_the_same_whichever_way_out(
-    way: str, overlap: str, folder: Path, expected: dict[str, list[int]]
+    way: str, overlap: str, pages: str, folder: Path, expected: dict[str, list[int]]
 ) -> None:
-    argv = [*SWAP, "--slo-preempt", way, *OVERLAP[overlap]]
+    argv = [*SWAP, "--slo-preempt", way, *OVERLAP[overlap], *PAGES[pages]]
     run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
     assert run.tokens == expected
     assert run.counts[way] > 0 and not run.counts.get("stock")
@@ -73,14 +76,17 @@ def test_without_a_prefix_cache_tokens_are_the_same_and_nobody_is_set_aside(
     nothing_is_left(run)
 
 
+@pytest.mark.parametrize("pages", PAGES)
 @pytest.mark.parametrize("overlap", OVERLAP)
-def test_tokens_are_the_same_in_mixed_batches_of_cut_and_parked_prompts(overlap: str, folder: Path) -> None:
+def test_tokens_are_the_same_in_mixed_batches_of_cut_and_parked_prompts(
+    overlap: str, pages: str, folder: Path
+) -> None:
     prompts = list(real.prompts(COUNT, 90))
     sent = [real.request(f"r{i}", p, 40) for i, p in enumerate(prompts)]
     again = [real.request(f"r{i}", p, 40) for i, p in enumerate(prompts)]
     whole = real.run(real.all_at_once(sent), COUNT, ["--max-total-tokens", "20000"], folder, False).tokens
     argv = [*SWAP, "--max-total-tokens", "600", "--chunked-prefill-size", "32", "--slo-mix", "always"]
-    run = real.run(real.all_at_once(again), COUNT, [*argv, *OVERLAP[overlap]], folder)
+    run = real.run(real.all_at_once(again), COUNT, [*argv, *OVERLAP[overlap], *PAGES[pages]], folder)
     assert run.tokens == whole
     assert run.counts["swap"] > 0
     nothing_is_left(run)
@@ -183,12 +189,14 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sglang_slo.core.kv.preemption.swap_s", lambda model, tokens: 0.06)
 
 
+@pytest.mark.parametrize("pages", PAGES)
 @pytest.mark.parametrize("overlap", OVERLAP)
 def test_transfers_that_take_iterations_change_no_token(
-    overlap: str, folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+    overlap: str, pages: str, folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow(monkeypatch)
-    run = real.run(real.all_at_once(requests()), COUNT, [*SWAP, *OVERLAP[overlap]], folder)
+    argv = [*SWAP, *OVERLAP[overlap], *PAGES[pages]]
+    run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
     assert run.tokens == expected
     assert run.scheduler.slo_preempt.swap_ins > 0
     nothing_is_left(run)

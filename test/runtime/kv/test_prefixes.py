@@ -56,3 +56,11 @@ def test_a_crowd_is_looked_up_a_few_at_a_time_and_nobody_is_forgotten() -> None:
     looked = [groups.stale() for _ in range(4)]
     assert [len(found) for found in looked] == [LOOK_UPS, LOOK_UPS, 2, 0]
     assert [req for found in looked for req in found] == reqs[1:]
+
+
+def test_prompts_that_begin_alike_for_less_than_a_page_share_nothing() -> None:
+    same = [*range(70)]
+    one, other = _request("a", *same, 1), _request("b", *same, 2)
+    for page_tokens, alike in ((1, True), (16, True), (64, True), (128, False)):
+        groups = PrefixGroups(page_tokens)
+        assert (groups.opened(one) == groups.opened(other) != 0) == alike

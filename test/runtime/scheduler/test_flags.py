@@ -32,6 +32,12 @@ def test_a_plain_server_is_ours() -> None:
     assert not flags.stock_reasons(server_args(), OURS)
 
 
+@pytest.mark.parametrize("page_size", [1, 16, 64, 128])
+def test_pages_of_any_size_are_ours(page_size: int) -> None:
+    assert not flags.refusals(server_args(page_size=page_size), OURS)
+    assert not flags.stock_reasons(server_args(page_size=page_size), OURS)
+
+
 @pytest.mark.parametrize(
     ("given", "flag", "honoured_with"),
     [
@@ -69,7 +75,6 @@ def test_a_job_that_ours_does_is_refused_to_sglang_unless_ours_leaves_it(
         {"enable_pdmux": True},
         {"enable_deterministic_inference": True},
         {"num_continuous_decode_steps": 4},
-        {"page_size": 16},
     ],
     ids=lambda given: next(iter(given)),
 )

@@ -7,7 +7,9 @@ requests sorted by remaining tokens r, longest first, and held tokens h, the tot
 
 and the forecast peak is the largest of them. A newcomer may enter if the peak with it stays within capacity less
 the reserve. Reuse of what others were given and do not use yet (C2) is exactly this: a guest that ends before its
-host needs the space adds nothing to the peak.
+host needs the space adds nothing to the peak. Where KV comes in pages, h is whole pages: what is free in the last page of
+some makes up for the page that others begin, so the forecast errs to neither side. Where a promise rests on it, each is
+counted with a further page.
 
 How far the forecast looks ahead is a choice: r is cut at a number of iterations. Who can still keep its promise
 enters by the near one, since what comes later is left to preemption; who cannot loses nothing by waiting a little
@@ -35,6 +37,7 @@ class Need:
     far: bool = False  # whether it has to fit the far forecast too
     keep_free: int = 0  # what it has to leave beside it for others; not charged
     overdraft: int = 0  # by how much it may pass the limit
+    first: int = 1  # of what comes later, what its first decode takes
 
 
 class Ledger(Protocol):
@@ -131,16 +134,18 @@ class ForecastLedger:
         far: int = UNBOUNDED,
         final: np.ndarray | None = None,
         declared: np.ndarray | None = None,
+        page_tokens: int = 1,
     ) -> None:
         self._near = Forecast(held, remaining, shared_tokens, near)
         self._make_far: Callable[[], Forecast] = lambda: Forecast(held, remaining, shared_tokens, far)
         self._far: Forecast | None = None  # made when it is first asked for
         self._entered: list[Need] = []
+        self._slack = page_tokens - 1  # whole(h + r) <= whole(h) + r + slack
         if final is None or declared is None or not final.any():
             final = declared = np.zeros(0, np.int64)
             self._final = Forecast(final, declared, shared_tokens)
         else:
-            self._final = Forecast(held[final], declared[final], shared_tokens)
+            self._final = Forecast(held[final] + self._slack, declared[final], shared_tokens)
         self._capacity, self._shared = capacity_tokens, shared_tokens
         self._limit = capacity_tokens - reserve_tokens
 
@@ -151,7 +156,7 @@ class ForecastLedger:
 
     def admits(self, need: Need) -> bool:
         """See Ledger. A request that would be alone enters whenever its prompt fits, whatever its bound says."""
-        alone = len(self._near) == 0 and need.tokens + 1 <= self._capacity - self._shared
+        alone = len(self._near) == 0 and need.tokens + need.first <= self._capacity - self._shared
         if not alone and not self._fits(need):
             return False
         self._entered.append(need)
@@ -159,7 +164,7 @@ class ForecastLedger:
         if self._far is not None:
             self._far.add(need.tokens, need.remaining)
         if need.declared:
-            self._final.add(need.tokens, need.declared)
+            self._final.add(need.tokens + self._slack, need.declared)
         return True
 
     def _fits(self, need: Need) -> bool:
@@ -167,7 +172,7 @@ class ForecastLedger:
         if self._near.peak_with(need.tokens, need.remaining) > limit:
             return False
         both = need.declared and len(self._final)
-        if both and self._final.peak_with(need.tokens, need.declared) > self._capacity:
+        if both and self._final.peak_with(need.tokens + self._slack, need.declared) > self._capacity:
             return False
         return not need.far or self._far_ledger().peak_with(need.tokens, need.remaining) <= limit
 
@@ -198,7 +203,7 @@ class FullLedger:
     def admits(self, need: Need) -> bool:
         """See Ledger. A request that would be alone enters whenever its prompt fits, whatever its bound says."""
         total = need.tokens + need.remaining
-        alone = self._empty and need.tokens + 1 <= self._most_alone
+        alone = self._empty and need.tokens + need.first <= self._most_alone
         if not alone and self.peak + total > self._limit - need.keep_free + need.overdraft:
             return False
         self.peak += total
@@ -211,14 +216,17 @@ CLIP_MAX_NEW_TOKENS = 4096
 
 
 class StockLedger:
-    """SGLang's rule: `ratio` of what the running ones may still write, and a newcomer's maximum in full."""
+    """SGLang's rule: `ratio` of what the running ones may still write, and a newcomer's maximum in full and a page."""
 
-    def __init__(self, free_tokens: int, running_left: np.ndarray, ratio: float) -> None:
+    def __init__(
+        self, free_tokens: int, running_left: np.ndarray, ratio: float, page_tokens: int = 1
+    ) -> None:
+        self._page = page_tokens
         self._left = free_tokens - ratio * float(np.minimum(running_left, CLIP_MAX_NEW_TOKENS).sum())
 
     def admits(self, need: Need) -> bool:
         """See Ledger; here `remaining` is the declared maximum less what was generated."""
-        total = need.tokens + min(need.remaining, CLIP_MAX_NEW_TOKENS) + 1
+        total = need.tokens + min(need.remaining, CLIP_MAX_NEW_TOKENS) + self._page
         if total >= self._left - need.keep_free + need.overdraft:
             return False
         self._left -= total

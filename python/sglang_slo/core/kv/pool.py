@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from sglang_slo.core import pages
+from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.ledger import ForecastLedger, FullLedger, Ledger, Need, StockLedger
 from sglang_slo.core.table import RequestTable
 
@@ -68,6 +70,22 @@ class Pool:
     stock_ratio: float = 1.0
     look_up_leavers: Callable[[], Leavers] | None = None
     host: HostKv = field(default_factory=HostKv)
+    slots: np.ndarray | None = None  # int[n] tokens that each of `decoding` has slots for; None: its context
+
+    @property
+    def decoding_slots(self) -> np.ndarray:
+        """Tokens that each decoding request has slots for, those of iterations in flight among them; int[n]."""
+        return self.table.context_tokens(self.decoding) if self.slots is None else self.slots
+
+    @cached_property
+    def next_tokens(self) -> int:
+        """KV that the decodes take in one iteration, if all of them take part."""
+        return int(pages.growth(self.decoding_slots, 1, self.table.page_tokens).sum())
+
+    def growth_tokens(self, iterations: int) -> np.ndarray:
+        """KV that each decoding request may take within so many iterations; int[n]."""
+        remaining = self.table.remaining_tokens[self.decoding]
+        return preemption.growth_tokens(self.decoding_slots, remaining, iterations, self.table.page_tokens)
 
     @cached_property
     def leavers(self) -> Leavers:
@@ -87,6 +105,7 @@ class Pool:
         return replace(
             self,
             decoding=np.delete(self.decoding, positions),
+            slots=None if self.slots is None else np.delete(self.slots, positions),
             free_tokens=self.free_tokens + int(freed.sum()) - later,
             leaving_tokens=self.leaving_tokens + later,
             look_up_leavers=lambda: rest,
@@ -109,27 +128,32 @@ class Pool:
     def need(self, row: int, tokens: int, **how: int) -> Need:
         """What `row` would need if it brought so many tokens at once."""
         table, rows = self.table, np.array([row])
-        remaining = int(table.remaining_tokens[row])
+        context, remaining = int(table.context_tokens(rows)[0]), int(table.remaining_tokens[row])
         if self.rule == "stock":
             remaining = int(table.declared_tokens[row] - table.output_tokens[row])
+        elif self.rule == "full":
+            remaining = pages.growth(context, remaining, table.page_tokens)
         declared = int(table.declared_remaining(rows)[0]) if table.non_preemptible(rows)[0] else 0
-        return Need(tokens, remaining, declared, **how)  # type: ignore[arg-type]
+        first = pages.growth(context, 1, table.page_tokens)
+        return Need(tokens, remaining, declared, first=first, **how)  # type: ignore[arg-type]
 
     def ledger(self) -> Ledger:
         """Admission beside those who hold KV now."""
         table, rows = self.table, self.decoding
         if self.rule == "stock":
             left = table.declared_tokens[rows] - table.output_tokens[rows]
-            return StockLedger(self.free_tokens, left, self.stock_ratio)
+            return StockLedger(self.free_tokens, left, self.stock_ratio, table.page_tokens)
         rows = np.append(rows, self.arriving)
         now = int(table.held_tokens(rows).sum())
         if self.chunked >= 0:
             rows = np.append(rows, self.chunked)
-            now += int(table.history_tokens[self.chunked] - table.shared_tokens[self.chunked])
+            history = pages.whole(int(table.history_tokens[self.chunked]), table.page_tokens)
+            now += history - int(table.shared_tokens[self.chunked])
         shared = max(self.capacity_tokens - self.free_tokens - now, 0)
         held, remaining = table.held_tokens(rows), table.remaining_tokens[rows]
         if self.rule == "full":
-            return FullLedger(held, remaining, shared, self.capacity_tokens, self.reserve_tokens)
+            left = pages.growth(table.context_tokens(rows), remaining, table.page_tokens)
+            return FullLedger(held, left, shared, self.capacity_tokens, self.reserve_tokens)
         return ForecastLedger(
             held,
             remaining,
@@ -140,4 +164,5 @@ class Pool:
             far=self.far,
             final=table.non_preemptible(rows),
             declared=table.declared_remaining(rows),
+            page_tokens=table.page_tokens,
         )

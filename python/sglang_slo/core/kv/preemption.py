@@ -12,6 +12,7 @@ from enum import Enum
 
 import numpy as np
 
+from sglang_slo.core import pages
 from sglang_slo.core.latency import LatencyModel
 
 LONGEST_LEAD = 8  # iterations: victims are never chosen earlier than this before the KV runs out
@@ -30,13 +31,14 @@ class PreemptMode(str, Enum):
 # -- when
 
 
-def growth_tokens(remaining: np.ndarray, iterations: int) -> int:
+def growth_tokens(slots: np.ndarray, remaining: np.ndarray, iterations: int, page: int = 1) -> np.ndarray:
     """KV that running requests may grow by within so many iterations: one token each until its bound, at
-    least one.
+    least one; int[n], in whole pages.
 
-    `remaining` int[n], bounded output still to come. What they free when they end is not counted.
+    `slots` int[n], tokens that each has slots for; `remaining` int[n], bounded output still to come. What they free when
+    they end is not counted.
     """
-    return int(np.clip(remaining, 1, iterations).sum())
+    return pages.growth(slots, np.clip(remaining, 1, iterations), page)
 
 
 def lead_iterations(swap_out_s: float, iteration_s: float) -> int:

@@ -27,6 +27,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.ledger import Need
 from sglang_slo.core.kv.pool import NOBODY, RELIEF_ITERATIONS, Pool
@@ -160,10 +161,9 @@ class ReliefPlanner:
         table, rows = pool.table, pool.decoding
         if self._settings.preempt == "stock" or len(rows) == 0:
             return Relief()
-        if pool.free_tokens >= len(rows) * preemption.LONGEST_LEAD:
+        if pool.free_tokens >= len(rows) * pages.whole(preemption.LONGEST_LEAD, table.page_tokens):
             return Relief()
-        remaining = table.remaining_tokens[rows]
-        soon = preemption.growth_tokens(remaining, self._lead(pool, model))
+        soon = int(pool.growth_tokens(self._lead(pool, model)).sum())
         if pool.free_tokens + pool.leaving_tokens >= soon:
             return Relief()
         order = groups(pool, model, base_s, self._settings.victims, trusted).all
@@ -171,12 +171,13 @@ class ReliefPlanner:
             stay = groups(pool, model, base_s, self._settings.victims, trusted, protected=True).all
             order = np.concatenate((order, stay))
         order = order[: len(rows) - 1]
-        freed = pool.leavers.freed_tokens + np.clip(remaining, 1, RELIEF_ITERATIONS)
-        need = preemption.growth_tokens(remaining, RELIEF_ITERATIONS) - pool.free_tokens
+        growth = pool.growth_tokens(RELIEF_ITERATIONS)
+        freed = pool.leavers.freed_tokens + growth
+        need = int(growth.sum()) - pool.free_tokens
         count = int(np.searchsorted(np.cumsum(freed[order]), need)) + 1
         leaving = np.sort(order[:count])
-        left = pool.free_tokens + int(pool.leavers.freed_tokens[leaving].sum())
-        short = left < len(rows) - len(leaving) and pool.chunked >= 0
+        after = pool.without(leaving)
+        short = after.free_tokens < after.next_tokens and pool.chunked >= 0
         return self.relief(pool, leaving, model, short)
 
     def _lead(self, pool: Pool, model: LatencyModel) -> int:
@@ -247,7 +248,7 @@ class ReliefPlanner:
 
         def fits(count: int) -> bool:
             after = pool.without(order[:count])
-            free = after.free_tokens - len(after.decoding)
+            free = after.free_tokens - after.next_tokens
             if free < need.tokens + sum(other.tokens for other in entered):
                 return False
             ledger = after.ledger()

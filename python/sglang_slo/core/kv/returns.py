@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from sglang_slo.core import pages
 from sglang_slo.core.kv.ledger import Ledger
 from sglang_slo.core.kv.pool import Pool
 
@@ -41,7 +42,7 @@ def returns(
         first = row == overdue
         if slots <= 0 or (blocked and not first) or (feasible and deadline[place] > nearest_deadline_s):
             break
-        charge = tokens + 1 - int(table.shared_tokens[row])
+        charge = pages.whole(tokens + 1, table.page_tokens) - int(table.shared_tokens[row])
         need = pool.need(
             row,
             charge,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.pool import HostKv, Leavers
 from sglang_slo.core.kv.preemption import PreemptMode
@@ -27,11 +28,9 @@ from sglang_slo.runtime.requests import batches, features
 from sglang_slo.runtime.sglang import kv, tree
 
 if TYPE_CHECKING:
-    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
-
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.prefix_pins import Pins
-    from sglang_slo.runtime.ports import Ports
+    from sglang_slo.runtime.ports import KvPool, Ports
 
 
 class Preemptor:
@@ -53,8 +52,8 @@ class Preemptor:
     def leavers(self, batch: ScheduleBatch) -> Leavers:
         """What preemption could do with each request of the running batch."""
         reqs = batch.reqs
-        freed = np.fromiter((freed_tokens(self._kv.tree, req) for req in reqs), np.int64, len(reqs))
-        held = np.fromiter(map(kv.allocated_tokens, reqs), np.int64, len(reqs))
+        freed = np.fromiter((freed_tokens(self._kv, req) for req in reqs), np.int64, len(reqs))
+        held = pages.whole(kv.slot_counts(reqs), self._kv.page_tokens)
         return Leavers(
             allowed=np.fromiter(map(self.may_leave, reqs), bool, len(reqs)),
             freed_tokens=freed,
@@ -218,7 +217,7 @@ class Preemptor:
 
     def before_decode(self, batch: ScheduleBatch) -> None:
         """What is only kept for later is let go before SGLang looks whether it has to retract."""
-        if self._kv.free_tokens() < len(batch.reqs):
+        if self._kv.free_tokens() < batch.new_tokens_required_next_decode():
             self._pins.release_all()
             if self.line is not None:
                 self.line.release_due(now=True)
@@ -247,7 +246,8 @@ class Preemptor:
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
         """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""
-        return self.idle and self._kv.free_tokens() >= len(batch.reqs) * preemption.LONGEST_LEAD
+        most = len(batch.reqs) * pages.whole(preemption.LONGEST_LEAD, self._kv.page_tokens)
+        return self.idle and self._kv.free_tokens() >= most
 
     @property
     def idle(self) -> bool:
@@ -286,7 +286,7 @@ def iteration_s(model: LatencyModel, reqs: list[Req]) -> float:
     return model.iteration_s(decode_shape(len(reqs), sum(req.seqlen for req in reqs)))
 
 
-def freed_tokens(cache: BasePrefixCache, req: Req) -> int:
+def freed_tokens(pool: KvPool, req: Req) -> int:
     """KV that becomes free or evictable when `req` leaves: all it holds but what others hold too."""
-    own = kv.allocated_tokens(req) - kv.protected_tokens(req)
-    return own + min(tree.kept_alone(cache, req), kv.protected_tokens(req))
+    own = pages.whole(kv.allocated_tokens(req), pool.page_tokens) - kv.protected_tokens(req)
+    return own + min(tree.kept_alone(pool.tree, req), kv.protected_tokens(req))

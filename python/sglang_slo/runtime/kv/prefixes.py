@@ -1,6 +1,6 @@
 """Lets waiting requests notice a prefix that was cached after they came.
 
-Requests whose prompts begin alike form a group, by their first `SHARED_TOKENS` tokens. When one of a group has been
+Requests whose prompts begin alike form a group, by their first `SHARED_TOKENS` tokens, or as many as fill a page. When one of a group has been
 computed, those of the group that still wait are looked up again, a bounded number at each planning. What they then need
 not compute makes some of them feasible again that were given up, and costs others less than was thought.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING
 
+from sglang_slo.core import pages
+
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
@@ -18,9 +20,13 @@ LOOK_UPS = 32  # of waiting requests at one planning
 
 
 class PrefixGroups:
-    """Waiting requests by how their prompts begin. Groups have numbers from 1 on; 0: too short to share anything."""
+    """Waiting requests by how their prompts begin. Groups have numbers from 1 on; 0: too short to share anything.
 
-    def __init__(self) -> None:
+    The tree keeps whole pages: prompts that begin alike for less than one share nothing.
+    """
+
+    def __init__(self, page_tokens: int = 1) -> None:
+        self._shared_tokens = pages.whole(SHARED_TOKENS, page_tokens)
         self._numbers: dict[Hashable, int] = {}
         self._keys: dict[int, Hashable] = {}
         self._members: dict[int, dict[str, Req]] = {}
@@ -30,10 +36,10 @@ class PrefixGroups:
     def opened(self, req: Req) -> int:
         """A request has come; the number of its group."""
         ids = req.origin_input_ids
-        if len(ids) <= SHARED_TOKENS:
+        if len(ids) <= self._shared_tokens:
             return 0
         salt = getattr(req, "cache_salt", None)  # newer releases'
-        key = (bytes(memoryview(ids)[:SHARED_TOKENS]), req.extra_key, req.lora_id, salt)
+        key = (bytes(memoryview(ids)[: self._shared_tokens]), req.extra_key, req.lora_id, salt)
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = self._next

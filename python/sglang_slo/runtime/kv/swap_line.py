@@ -24,6 +24,7 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.allocation import alloc_token_slots
 
+from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.runtime.kv.host_pool import HostCopy, HostPool
 from sglang_slo.runtime.sglang import kv as held
@@ -119,7 +120,7 @@ class SwapLine:
         for left in [left for left in self._leftovers if now or left.due <= self._planning]:
             self.pool.fence(left.copy)
             self._leftovers.remove(left)
-            kv.allocator.free(left.slots)
+            kv.allocator.free_segment(left.slots, start_pos=0)  # they begin with a page
             tree.unlock(kv.tree, left.lock)
 
     # -- back
@@ -162,7 +163,7 @@ class SwapLine:
         return False
 
     def _load(self, w: Swapped) -> None:
-        """Device slots, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
+        """Device slots in whole pages, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
         kv, req, tokens = self._kv, w.req, w.copy.tokens
         req.init_next_round_input(kv.tree)
         prefix = held.prefix_tokens(req)
@@ -170,17 +171,18 @@ class SwapLine:
         tree.lock_for(kv.tree, req)
         try:
             if tokens > prefix:
-                slots = alloc_token_slots(kv.tree, tokens - prefix)
+                slots = alloc_token_slots(kv.tree, pages.whole(tokens - prefix, kv.page_tokens))
             if kv.rows.alloc([req]) is None:
                 raise RuntimeError("no free request slot")
             row, cached = held.row_of(req), tree.prefix_slots(kv.tree, req)
             kv.rows.write((row, slice(0, prefix)), cached.to(torch.int32))
-            kv.rows.write((row, slice(prefix, tokens)), slots.to(torch.int32))
-            w.loaded = self._copied_back(w.copy, prefix, slots)
+            # what is left of its last page is there for what it writes next
+            kv.rows.write((row, slice(prefix, tokens)), slots[: tokens - prefix].to(torch.int32))
+            w.loaded = self._copied_back(w.copy, prefix, slots[: tokens - prefix])
             held.hold(req, tokens)
         except BaseException:
             if len(slots):
-                kv.allocator.free(slots)
+                kv.allocator.free_segment(slots, start_pos=0)
             if held.row_of(req) is not None:
                 kv.rows.free(req)
             tree.unlock_of(kv.tree, req)
@@ -283,7 +285,7 @@ class SwapLine:
     @property
     def leaving_tokens(self) -> int:
         """Device KV that is free once its copy is over."""
-        return sum(len(left.slots) for left in self._leftovers)
+        return sum(pages.whole(len(left.slots), self._kv.page_tokens) for left in self._leftovers)
 
     @property
     def empty(self) -> bool:

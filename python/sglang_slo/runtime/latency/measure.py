@@ -51,12 +51,19 @@ class Case:
         return sum(h + n for h, n in self.chunks) + self.decodes * (self.context + 1)
 
     @property
+    def requests(self) -> int:
+        """How many they are."""
+        return self.decodes + len(self.chunks)
+
+    @property
     def longest(self) -> int:
         """Tokens of its longest request."""
         return max([h + n for h, n in self.chunks] + [self.context * bool(self.decodes)])
 
 
-def cases(kv_tokens: int, slots: int, chunk_tokens: int, context_tokens: int) -> list[Case]:
+def cases(
+    kv_tokens: int, slots: int, chunk_tokens: int, context_tokens: int, page_tokens: int = 1
+) -> list[Case]:
     """Cases within this much KV, so many requests, and chunks and contexts of these sizes; small ones first.
 
     They cover what the model has to tell apart: decodes few and many, short and long; chunks with and without
@@ -68,9 +75,9 @@ def cases(kv_tokens: int, slots: int, chunk_tokens: int, context_tokens: int) ->
     fitting = [
         case
         for case in decodes + chunks + mixed
-        if case.kv_tokens <= kv_tokens
+        if case.kv_tokens + case.requests * (page_tokens - 1) <= kv_tokens
         and case.longest < context_tokens
-        and case.decodes + len(case.chunks) <= slots
+        and case.requests <= slots
         and all(new <= chunk_tokens for _, new in case.chunks)
     ]
     return sorted(fitting, key=lambda case: (case.shape.new_tokens + case.kv_tokens / 16, case.kv_tokens))
@@ -90,10 +97,11 @@ class Bench:
     def cases(self) -> list[Case]:
         """The cases that this scheduler has room for: in half of its KV."""
         s = self._scheduler
-        kv = s.token_to_kv_pool_allocator.available_size() // 2
+        allocator = s.token_to_kv_pool_allocator
+        kv = allocator.available_size() // 2
         slots = min(s.req_to_token_pool.available_size(), s.max_running_requests)
         chunk = min(s.chunked_prefill_size or 8192, s.max_prefill_tokens)
-        return cases(kv, slots, chunk, s.model_config.context_len)
+        return cases(kv, slots, chunk, s.model_config.context_len, allocator.page_size)
 
     def run(self, todo: list[Case], pace: Pace) -> Iterator[tuple[BatchShape, float]]:
         """Shape and seconds of one pass for each case, until `pace` says stop."""

@@ -58,8 +58,8 @@ class Seen(NamedTuple):
 class RequestBook:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
-    def __init__(self, config: SloConfig) -> None:
-        self.table = RequestTable(max_preemptions=config.max_preemptions)
+    def __init__(self, config: SloConfig, page_tokens: int = 1) -> None:
+        self.table = RequestTable(max_preemptions=config.max_preemptions, page_tokens=page_tokens)
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
         self.closing: Callable[[Req], None] = lambda req: (

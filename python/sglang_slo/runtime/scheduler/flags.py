@@ -100,6 +100,11 @@ TABLE = (
         HONOURED,
         "then nobody is set aside half-prefilled, and who is preempted is swapped or computed again",
     ),
+    Row(
+        "--page-size N",
+        HONOURED,
+        "KV is counted in whole pages; a cut prompt ends with a page where that costs less than half of the piece",
+    ),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
     Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
     # -- ways in that bypass the HTTP side
@@ -159,12 +164,6 @@ TABLE = (
         STOCK,
         "KV is kept elsewhere",
         _is("enable_unified_cache_external_linker", False),
-    ),
-    Row(
-        "--page-size > 1",
-        STOCK,
-        "a chunk ends where the limits say, not where a page does",
-        lambda args, config: (args.page_size or 1) > 1,
     ),
     Row(
         "--chunked-prefill-size -1 with --slo-chunk fixed",

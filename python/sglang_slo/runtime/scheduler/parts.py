@@ -58,12 +58,11 @@ class Parts:
 def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, trouble: Trouble) -> Ports:
     """The doors of one scheduler."""
     s = scheduler
+    slots, page_tokens = s.token_to_kv_pool_allocator, int(s.token_to_kv_pool_allocator.page_size)
     return Ports(
-        kv=KvPool(
-            s.tree_cache, s.token_to_kv_pool_allocator, s.req_to_token_pool, int(s.max_total_num_tokens)
-        ),
+        kv=KvPool(s.tree_cache, slots, s.req_to_token_pool, int(s.max_total_num_tokens), page_tokens),
         waiting=EngineQueue(s),
-        requests=RequestBook(config),
+        requests=RequestBook(config, page_tokens),
         settings=config,
         batches=EngineBatches(s),
         agreed=Agreed(Tick(clock.now(), confidence=config.confidence_high), model),
@@ -84,7 +83,7 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     reporter = Reporter(observer, config.request_log_text) if rank0 else None
     ports = ports_of(s, config, model, Trouble(observer))
     table, capacity = ports.requests.table, ports.kv.capacity_tokens
-    look_up, groups = PrefixLookUp(ports.kv, table), PrefixGroups()
+    look_up, groups = PrefixLookUp(ports.kv, table), PrefixGroups(ports.kv.page_tokens)
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
     preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, bool(s.enable_lora))
     lengths = s.make_lengths() if rank0 else None

@@ -11,6 +11,7 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
+from sglang_slo.core import pages
 from sglang_slo.runtime.requests import features
 from sglang_slo.runtime.sglang import kv, tree
 
@@ -25,15 +26,20 @@ class PlannedAdder(PrefillAdder):
         running_batch, args = args[3], (*args[:3], None, *args[4:])
         super().__init__(*args, **kwargs)
         self.running_batch = running_batch
+        # KV that those taken so far, and the decodes beside them, take from the pool when the batch is built
+        mixed = running_batch is not None and args[7]
+        self._spoken_for = running_batch.new_tokens_required_next_decode() if mixed else 0
         self._most_chunk_tokens: int = self.rem_chunk_tokens or 1 << 40  # type: ignore[has-type]
         self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
         self._planned, self._admitted = planned, admitted
 
     def add_chunked_req(self, req: Req) -> Req | None:
         """The request that was cut last time: its next piece. Returns it if it is cut again."""
-        rest = len(req.full_untruncated_fill_ids) - kv.prefix_tokens(req)
+        start = kv.prefix_tokens(req)
+        rest = len(req.full_untruncated_fill_ids) - start
+        room = self._free_tokens() + pages.whole(start, self.page_size) - start
         # it has to move: an unfinished chunk that is left out of the batch would be lost
-        tokens = max(min(self._planned.get(req, rest), rest, int(self.cur_rem_tokens)), 1)
+        tokens = max(min(self._planned.get(req, rest), rest, room), 1)
         self._take(req, tokens)
         if tokens < rest:
             return req
@@ -45,15 +51,18 @@ class PlannedAdder(PrefillAdder):
         if planned is None:
             return AddReqResult.OTHER
         with self._lock_node(req.last_node):
-            rest = len(req.full_untruncated_fill_ids) - kv.prefix_tokens(req)
+            start = kv.prefix_tokens(req)
+            rest = len(req.full_untruncated_fill_ids) - start
             tokens = min(planned, rest)
             if tokens < rest and not features.of(req).cut:  # less is cached than when it was planned
                 tokens = min(rest, max(planned, self._most_chunk_tokens))
             cut = tokens < rest
+            if cut:
+                tokens = pages.cut(start, tokens, self.page_size)
             # the prefix may have shrunk since it was planned: a second cut in one batch is not possible
             if cut and (has_chunked_req or self.new_chunked_req is not None):
                 return AddReqResult.OTHER
-            if tokens + self.page_size > self.cur_rem_tokens:
+            if pages.growth(start, tokens, self.page_size) > self._free_tokens():
                 return AddReqResult.NO_TOKEN
             tree.lock_for(self.tree_cache, req)
             self._admitted.append(req)
@@ -62,9 +71,15 @@ class PlannedAdder(PrefillAdder):
                 self.new_chunked_req = req
         return AddReqResult.CONTINUE
 
+    def _free_tokens(self) -> int:
+        """KV that is left for those who are not taken yet."""
+        free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        return int(free - self._spoken_for)
+
     def _take(self, req: Req, tokens: int) -> None:
         start = kv.prefix_tokens(req)
         kv.set_extend(req, tokens)
+        self._spoken_for += pages.growth(start, tokens, self.page_size)
         computed = getattr(req, "slo_computed_tokens", 0)
         again = max(min(computed, start + tokens) - start, 0)
         req.slo_recomputed_tokens = getattr(req, "slo_recomputed_tokens", 0) + again

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sglang_slo.core import pages
 from sglang_slo.core.kv.arrival_reserve import ArrivalReserve
 from sglang_slo.core.kv.ledger import UNBOUNDED, Ledger
 from sglang_slo.core.kv.pool import Pool
+from sglang_slo.core.kv.preemption import LONGEST_LEAD
 from sglang_slo.core.kv.reserve import Reserve
 from sglang_slo.core.view import View
 from sglang_slo.runtime.requests import batches
@@ -71,7 +73,8 @@ class Viewer:
         """The device's KV as planning sees it."""
         p, preempt, cut = self._ports, self._preempt, self._ports.waiting.cut
         free = p.kv.free_tokens()
-        if len(self._pins) and free < len(decoding) * 8:
+        page_tokens = p.kv.page_tokens
+        if len(self._pins) and free < len(decoding) * pages.whole(LONGEST_LEAD, page_tokens):
             self._pins.release_all()  # a pin may save work, it may not make anybody leave
             free = p.kv.free_tokens()
         return Pool(
@@ -91,6 +94,7 @@ class Viewer:
             stock_ratio=p.batches.stock_ratio,
             look_up_leavers=partial(preempt.leavers, running_batch),
             host=preempt.host(),
+            slots=kv.slot_counts(running_batch.reqs) if page_tokens > 1 else None,
         )
 
     def ledger(self, decoding: np.ndarray, free_tokens: int) -> Ledger:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
@@ -33,6 +34,11 @@ protected_tokens: Callable[[Req], int] = attrgetter(_where.format("cache_protect
 def allocated_tokens(req: Req) -> int:
     """Tokens that the request has slots for."""
     return 0 if req.kv is None else req.kv.kv_allocated_len
+
+
+def slot_counts(reqs: list[Req]) -> np.ndarray:
+    """Tokens that each request has slots for, int[n]."""
+    return np.fromiter(map(allocated_tokens, reqs), np.int64, len(reqs))
 
 
 def prefix_tokens(req: Req) -> int:
@@ -87,7 +93,9 @@ def hold_nothing(req: Req) -> None:
 
 def have_history(req: Req, tokens: int, scheduler: Any) -> None:
     """Slots for the request's first `tokens` tokens, as if they had been computed; for measuring, on a free pool."""
-    slots = scheduler.token_to_kv_pool_allocator.alloc(tokens)
+    allocator = scheduler.token_to_kv_pool_allocator
+    page = allocator.page_size
+    slots = allocator.alloc(-(-tokens // page) * page)[:tokens]
     if not PREFIX_BY_LENGTH:
         req.prefix_indices = slots
         return
