@@ -37,9 +37,8 @@ class Rows:
         return self._written(self.pool.alloc_decode(after, after, last), which, [1] * len(which), free)
 
     def _written(self, slots: torch.Tensor | None, which: list[int], more: list[int], free: int) -> bool:
-        need = sum(
-            self.pages(len(self.rows[i]) + n) - self.pages(len(self.rows[i])) for i, n in zip(which, more)
-        )
+        lengths = [(len(self.rows[i]), n) for i, n in zip(which, more, strict=True)]
+        need = sum(self.pages(before + n) - self.pages(before) for before, n in lengths)
         assert (slots is None) == (need * self.page > free)
         if slots is None:
             assert self.pool.available_size() == free

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from invariants import Watched, check_nothing_left
@@ -19,9 +20,9 @@ BOLD = ["--slo-kv", "stock", "--schedule-conservativeness", "0.05", "--slo-max-p
 
 
 class Closely(Watched):
-    """`Watched`, with single pages and locks looked at in every fourth iteration."""
+    """`Watched`, with single pages and locks looked at more often."""
 
-    thorough_every = 4
+    thorough_every = 10
     last: Any = None  # the scheduler
 
     def process_input_requests(self: Any, recv_reqs: list[Any]) -> None:
@@ -41,10 +42,15 @@ def run(workload: Workload, page: int, *flags: str) -> tuple[RunResult, Counter[
 
 
 def crowded() -> Workload:
-    """Outputs that do not fit the KV pool together."""
-    workload = load_workload("reason-generated", max_requests=30, load=4.0)
-    profile = replace(workload.profile, kv_capacity_tokens=12_032)
-    return replace(workload, profile=profile, declared_max_new_tokens=None)
+    """Outputs that do not fit the KV pool of a few dozen pages together."""
+    workload = load_workload("reason-generated", max_requests=40, load=30.0)
+    return replace(
+        workload,
+        profile=replace(workload.profile, kv_capacity_tokens=3072),
+        declared_max_new_tokens=None,
+        input_tokens=np.minimum(workload.input_tokens, 400),
+        output_tokens=workload.output_tokens // 10 + 20,
+    )
 
 
 @functools.cache
@@ -54,7 +60,7 @@ def at_page_size_one(name: str, requests: int) -> float:
 
 @SIZES
 def test_with_ample_kv_limits_are_kept_as_at_page_size_one(page: int) -> None:
-    name, requests = "mix-generated", 150
+    name, requests = "mix-generated", 100
     result, preempted = run(load_workload(name, max_requests=requests), page)
     assert not preempted.total()
     assert abs(result.attainment - at_page_size_one(name, requests)) <= 0.03
@@ -63,7 +69,7 @@ def test_with_ample_kv_limits_are_kept_as_at_page_size_one(page: int) -> None:
 @SIZES
 @pytest.mark.parametrize("way", ["swap", "keep", "recompute"])
 def test_with_kv_short_each_way_out_and_back_is_taken(page: int, way: str) -> None:
-    _, preempted = run(crowded(), page, *BOLD, "--slo-preempt", way, "--slo-host-kv-gb", "1")
+    _, preempted = run(crowded(), page, *BOLD, "--slo-preempt", way, "--slo-host-kv-gb", "4")
     assert preempted[way] > 0
     if way == "swap":
         assert Closely.last.slo_preempt.swap_ins == preempted["swap"]
@@ -72,19 +78,19 @@ def test_with_kv_short_each_way_out_and_back_is_taken(page: int, way: str) -> No
 @SIZES
 @pytest.mark.parametrize("rule", ["forecast", "full"])
 def test_with_kv_short_our_own_admission_holds(page: int, rule: str) -> None:
-    _, preempted = run(crowded(), page, "--slo-kv", rule, "--slo-host-kv-gb", "1")
+    _, preempted = run(crowded(), page, "--slo-kv", rule, "--slo-host-kv-gb", "4")
     assert not preempted["stock"]  # nobody is left to SGLang's retraction
 
 
 @SIZES
 def test_cached_prefixes_are_found_in_whole_pages(page: int) -> None:
-    result, _ = run(load_workload("agent-generated", max_requests=60), page, "--slo-preempt", "keep")
+    result, _ = run(load_workload("agent-generated", max_requests=40), page)
     cached = result.requests.cached_tokens
     assert cached.sum() > 0 and not (cached % page).any()
 
 
 @SIZES
 def test_without_a_prefix_cache_all_are_served(page: int) -> None:
-    flags = ("--disable-radix-cache", *BOLD, "--slo-preempt", "swap", "--slo-host-kv-gb", "1")
+    flags = ("--disable-radix-cache", *BOLD, "--slo-preempt", "swap", "--slo-host-kv-gb", "4")
     _, preempted = run(crowded(), page, *flags)
     assert preempted["swap"] > 0 and not preempted["keep"]

@@ -163,7 +163,7 @@ class SwapLine:
         return False
 
     def _load(self, w: Swapped) -> None:
-        """Device slots in whole pages, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
+        """Slots in whole pages, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
         kv, req, tokens = self._kv, w.req, w.copy.tokens
         req.init_next_round_input(kv.tree)
         prefix = held.prefix_tokens(req)
