@@ -85,7 +85,7 @@ def test_tokens_are_the_same_in_mixed_batches_of_cut_and_parked_prompts(
     sent = [real.request(f"r{i}", p, 40) for i, p in enumerate(prompts)]
     again = [real.request(f"r{i}", p, 40) for i, p in enumerate(prompts)]
     whole = real.run(real.all_at_once(sent), COUNT, ["--max-total-tokens", "20000"], folder, False).tokens
-    argv = [*SWAP, "--max-total-tokens", "600", "--chunked-prefill-size", "32", "--slo-mix", "always"]
+    argv = [*SWAP, "--max-total-tokens", "544", "--chunked-prefill-size", "32", "--slo-mix", "always"]
     run = real.run(real.all_at_once(again), COUNT, [*argv, *OVERLAP[overlap], *PAGES[pages]], folder)
     assert run.tokens == whole
     assert run.counts["swap"] > 0

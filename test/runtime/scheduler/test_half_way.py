@@ -49,6 +49,14 @@ PLACES: list[tuple[Any, str]] = [
 ]
 
 
+# where slots are taken and given back: in pages, too
+IN_PAGES = [
+    place
+    for place in PLACES
+    if place[0] in (SwapLine, Applier, PlannedAdder) or place[1] in ("_leave", "preempt", "decode_batch")
+]
+
+
 class _Raises:
     """Raises before or after each `every`-th call, `times` times."""
 
@@ -111,12 +119,36 @@ def test_nobody_is_lost_half_way(
     expected: dict[str, list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    raising = _Raises(getattr(owner, name), after, 3)
-    # a plain function, so that it is bound like the method it stands for
-    monkeypatch.setattr(owner, name, lambda *args, **kwargs: raising(*args, **kwargs))
+    break_down(monkeypatch, owner, name, after)
     run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
     assert run.tokens == expected
     nothing_left(run.scheduler)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "name"), IN_PAGES, ids=[f"{o.__name__.split('.')[-1]}.{n}" for o, n in IN_PAGES]
+)
+def test_no_page_is_lost_half_way(
+    owner: Any,
+    name: str,
+    after: bool,
+    folder: Path,
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_down(monkeypatch, owner, name, after)
+    argv = [*SMALL, "--slo-preempt", "swap", "--page-size", "16"]
+    run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
+    assert run.tokens == expected and run.counts["swap"] > 0
+    nothing_left(run.scheduler)
+
+
+def break_down(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool) -> None:
+    """`owner.name` raises in some of its calls."""
+    raising = _Raises(getattr(owner, name), after, 3)
+    # a plain function, so that it is bound like the method it stands for
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: raising(*args, **kwargs))
 
 
 @pytest.mark.parametrize("chunk", [16, 512])

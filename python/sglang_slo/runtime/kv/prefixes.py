@@ -1,8 +1,9 @@
 """Lets waiting requests notice a prefix that was cached after they came.
 
-Requests whose prompts begin alike form a group, by their first `SHARED_TOKENS` tokens, or as many as fill a page. When one of a group has been
-computed, those of the group that still wait are looked up again, a bounded number at each planning. What they then need
-not compute makes some of them feasible again that were given up, and costs others less than was thought.
+Requests whose prompts begin alike form a group, by their first `SHARED_TOKENS` tokens, or as many as fill a page. When
+one of a group has been computed, those of the group that still wait are looked up again, a bounded number at each
+planning. What they then need not compute makes some of them feasible again that were given up, and costs others less
+than was thought.
 """
 
 from __future__ import annotations
