@@ -19,7 +19,8 @@ Tokens = TypeVar("Tokens", int, np.ndarray)
 
 def whole(tokens: Tokens, page: int) -> Tokens:
     """Tokens of KV that so many take: up to the end of the last page."""
-    return -(-tokens // page) * page
+    found: Tokens = -(-tokens // page) * page
+    return found
 
 
 def growth(tokens: Tokens, more: Tokens | int, page: int) -> Tokens:

@@ -23,6 +23,8 @@ def allocator(*args: Any, page_size: int = 1, **kwargs: Any) -> Any:
 class PagedAllocator(PagedTokenToKVPoolAllocator):
     """SGLang's allocator of whole pages. A request's token at place p lies at p % page_size of one of its pages."""
 
+    free_pages: torch.Tensor  # int64[n], page numbers
+
     def alloc_extend(
         self,
         prefix_lens: torch.Tensor,
