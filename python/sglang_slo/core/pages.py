@@ -19,13 +19,13 @@ Tokens = TypeVar("Tokens", int, np.ndarray)
 
 def whole(tokens: Tokens, page: int) -> Tokens:
     """Tokens of KV that so many take: up to the end of the last page."""
-    found: Tokens = -(-tokens // page) * page
-    return found
+    return -(-tokens // page) * page
 
 
 def growth(tokens: Tokens, more: Tokens | int, page: int) -> Tokens:
     """Tokens of KV that a request which has slots for `tokens` takes from the pool to write `more`; at most `whole(more)`."""
-    return whole(tokens + more, page) - whole(tokens, page)
+    taken: Tokens = whole(tokens + more, page) - whole(tokens, page)
+    return taken
 
 
 def cut(history: int, tokens: int, page: int) -> int:
