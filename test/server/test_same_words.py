@@ -13,7 +13,7 @@ from sglang_slo.cpu.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
 
-REQUESTS, OF_TWO_RANKS = 200, 60  # two ranks and their threads share two cores here
+REQUESTS, FEW = 200, 60  # few where two ranks and their threads share two cores, or pages make KV run short sooner
 STOCK = ["--model-path", str(demo_model_path()), "--device", "cpu"]
 STOCK += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
 FLOAT32 = ["--dtype", "float32"]
@@ -24,7 +24,8 @@ SMALL = ["--max-total-tokens", "6000", "--chunked-prefill-size", "256"]
 BOLD = ["--max-total-tokens", "3000", "--slo-kv", "stock", "--schedule-conservativeness", "0.05"]
 BOLD += ["--slo-length", "none", "--slo-max-preemptions", "50", "--slo-host-kv-gb", "0.01"]
 # fewer requests, so less room: KV has to run short with them, too
-TWO = ["--tp-size", "2", "--max-total-tokens", "1500"]
+FEWER = ["--max-total-tokens", "1536"]
+TWO = ["--tp-size", "2", *FEWER]
 RUNS = {
     "parked": SMALL,
     "parked, no overlap": [*SMALL, "--disable-overlap-schedule"],
@@ -32,8 +33,8 @@ RUNS = {
     "keep, no overlap": [*BOLD, "--slo-preempt", "keep", "--disable-overlap-schedule"],
     "recompute, two ranks": [*BOLD, *TWO, "--slo-preempt", "recompute"],
     "parked, page 16": [*SMALL, "--page-size", "16"],
-    "swap, page 16": [*BOLD, "--slo-preempt", "swap", "--page-size", "16"],
-    "keep, page 64": [*BOLD, "--slo-preempt", "keep", "--page-size", "64"],
+    "swap, page 16": [*BOLD, *FEWER, "--slo-preempt", "swap", "--page-size", "16"],
+    "keep, page 64": [*BOLD, *FEWER, "--slo-preempt", "keep", "--page-size", "64"],
     "swap, two ranks, no overlap": [*BOLD, *TWO, "--slo-preempt", "swap", "--disable-overlap-schedule"],
 }
 
@@ -80,7 +81,7 @@ def test_greedy_answers_are_stocks(name: str, expected: list[str], tmp_path: Pat
         if name.startswith("parked"):
             got = _answers(ours, limits=True)
         else:
-            got = _answers_to_a_batch(ours, OF_TWO_RANKS if "two ranks" in name else REQUESTS)
+            got = _answers_to_a_batch(ours, FEW if set(FEWER) <= set(RUNS[name]) else REQUESTS)
         ours.settle()
         replica = ours.status()["replicas"][0]
         log = ours.log.read_text()
