@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from sglang_slo.config import SloConfig
 from sglang_slo.core import pages
+from sglang_slo.core.chunking import Budget
+from sglang_slo.core.filling import Filling, Terms
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.kv.ledger import ForecastLedger, FullLedger, Need
 from sglang_slo.core.kv.pool import HostKv, Leavers, Pool
 from sglang_slo.core.kv.preemption import PreemptMode
 from sglang_slo.core.kv.returns import returns
-from sglang_slo.core.latency import Coefficients, LatencyModel
+from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel
 from sglang_slo.core.plan import Planner
 from sglang_slo.core.slo import Slo
 from sglang_slo.core.table import RequestTable
@@ -230,3 +232,31 @@ def test_one_comes_back_from_the_host_only_into_whole_pages() -> None:
     pool = device._view().pool
     for free, back in ((127, []), (128, [row])):
         assert returns(pool, pool.ledger(), free, 10, np.inf, -1, False, 0.0) == back
+
+
+def _filling(slots: list[int], free: int) -> tuple[PagedDevice, Filling]:
+    """Requests that decode with so many slots each and pages of 64, in a pool with so much left; two of 30 wait."""
+    device = PagedDevice(64, 10_000)
+    for n in slots:
+        row = device.arrive(CHAT, n, 100)
+        device.waiting.remove(row)
+        device.running.append(row)
+        device.slots[row] = n
+    for _ in range(2):
+        device.arrive(BATCH, 30, 100)
+    device.capacity = free + device.capacity - device.free
+    return device, Filling(device._view(), Budget(False, np.inf, BatchShape(True)), fixed=False)
+
+
+def test_each_takes_a_page_however_little_it_writes() -> None:
+    device, filling = _filling([100], free=64)
+    got_in = [filling.add(row, Terms(overdraft=10**6)) for row in device.waiting]
+    assert got_in == [True, False] and filling.free_tokens == 0
+
+
+def test_those_who_begin_a_page_are_left_one_before_anybody_else_comes() -> None:
+    for slots, left in (([128, 192], 0), ([128, 191], 64), ([127, 191], 128)):
+        device, filling = _filling(slots, free=128)
+        assert filling.free_tokens == left
+        got_in = [filling.add(row, Terms(overdraft=10**6)) for row in device.waiting]
+        assert sum(got_in) == left // 64
