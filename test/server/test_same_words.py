@@ -13,7 +13,10 @@ from sglang_slo.cpu.demo_model import demo_model_path
 
 pytestmark = pytest.mark.server
 
-REQUESTS, FEW = 200, 60  # few where two ranks and their threads share two cores, or pages make KV run short sooner
+REQUESTS, FEW = (
+    200,
+    60,
+)  # few where two ranks and their threads share two cores, or pages make KV run short sooner
 STOCK = ["--model-path", str(demo_model_path()), "--device", "cpu"]
 STOCK += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
 FLOAT32 = ["--dtype", "float32"]
