@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_slo import clock
+from sglang_slo.runtime.sglang.kv import allocated_tokens
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
@@ -52,8 +53,13 @@ class KvPool:
     rows: Any
     capacity_tokens: int
     page_tokens: int = 1  # slots are given and taken back in pages of so many
+    held: dict[Req, None] = field(default_factory=dict)  # half-prefilled ones that wait with KV of their own
 
     def free_tokens(self) -> int:
+        """Free and evictable KV, and what those hold who can be made to start again."""
+        return self.unheld_tokens() + sum(map(allocated_tokens, self.held))
+
+    def unheld_tokens(self) -> int:
         """Free and evictable KV."""
         return int(self.allocator.available_size() + self.tree.evictable_size())
 

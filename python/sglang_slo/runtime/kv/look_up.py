@@ -17,7 +17,7 @@ class PrefixLookUp:
     """Looks requests up in one tree, and writes what it finds into the table."""
 
     def __init__(self, pool: KvPool, table: RequestTable) -> None:
-        self._tree, self._table = pool.tree, table
+        self._tree, self._held, self._table = pool.tree, pool.held, table
 
     def cached_tokens(self, req: Req) -> int:
         """How much of a request that has just come is in the radix cache."""
@@ -26,6 +26,9 @@ class PrefixLookUp:
 
     def look_up(self, req: Req) -> None:
         """Bring the row of a waiting request up to date."""
+        if req in self._held:
+            self._table.history_tokens[req.slo_row] = kv.committed_tokens(req)
+            return
         req.init_next_round_input(self._tree)
         history, alone = kv.prefix_tokens(req), 0
         if history:

@@ -28,6 +28,7 @@ from sglang_slo.runtime.requests import batches, features
 from sglang_slo.runtime.sglang import kv, tree
 
 if TYPE_CHECKING:
+    from sglang_slo.runtime.kv.held import HeldPrefills
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.prefix_pins import Pins
     from sglang_slo.runtime.ports import KvPool, Ports
@@ -37,7 +38,13 @@ class Preemptor:
     """Applies the KV part of plans to one scheduler."""
 
     def __init__(
-        self, ports: Ports, pool: HostPool | None, prefixes: PrefixLookUp, pins: Pins, lora: bool = False
+        self,
+        ports: Ports,
+        pool: HostPool | None,
+        prefixes: PrefixLookUp,
+        pins: Pins,
+        held: HeldPrefills,
+        lora: bool = False,
     ) -> None:
         self.counts: Counter[str] = Counter()  # preemptions by mode; "stock": SGLang's retractions
         self.swap_ins = 0
@@ -45,7 +52,7 @@ class Preemptor:
         self.cost = SwapCost(self.line)
         self.leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
         self._ports, self._kv, self._pins, self._lora = ports, ports.kv, pins, lora
-        self._look_up = prefixes.look_up
+        self._look_up, self._held = prefixes.look_up, held
 
     # -- what planning sees
 
@@ -177,6 +184,8 @@ class Preemptor:
         if self.line is None:
             return
         seconds = self._iteration_s(batch.reqs)
+        needed_tokens = int(self._ports.requests.table.context_tokens(np.array(rows)).sum())
+        self._held.make_room(needed_tokens, rows=len(rows))
         for row in rows:
             self.swap_ins += self.line.bring_back(row, seconds)
 
@@ -217,7 +226,9 @@ class Preemptor:
 
     def before_decode(self, batch: ScheduleBatch) -> None:
         """What is only kept for later is let go before SGLang looks whether it has to retract."""
-        if self._kv.free_tokens() < batch.new_tokens_required_next_decode():
+        need = batch.new_tokens_required_next_decode()
+        self._held.make_room(need)
+        if self._kv.free_tokens() < need:
             self._pins.release_all()
             if self.line is not None:
                 self.line.release_due(now=True)
@@ -260,13 +271,15 @@ class Preemptor:
             self.line.abort(rid, everyone)
 
     def release_device(self) -> None:
-        """Give back all device KV that is held for swapped requests."""
+        """Give back all device KV that is held for swapped requests, and for those set aside half-prefilled."""
+        self._held.release()
         if self.line is not None:
             self.line.cancel_arrivals()
             self.line.release_due(now=True)
 
     def weights_change(self) -> None:
         """What was computed with the old weights is not loaded again."""
+        self._held.release()
         if self.line is not None:
             self.line.forget()
 

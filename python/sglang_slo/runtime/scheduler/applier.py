@@ -13,11 +13,13 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan, Req,
 from sglang_slo.runtime.kv.preempt import release_parked
 from sglang_slo.runtime.ports import UnbuiltError
 from sglang_slo.runtime.requests import batches
+from sglang_slo.runtime.sglang import tree
 from sglang_slo.server.refusals import HOPELESS, QUEUE, message
 
 if TYPE_CHECKING:
     from sglang_slo.core.iteration_plan import IterationPlan
     from sglang_slo.observe.judge import Finish
+    from sglang_slo.runtime.kv.held import HeldPrefills
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.ports import Ports
 
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 class Applier:
     """Applies plans to one scheduler. `ended` is told of each request that was refused, and how it ended."""
 
-    def __init__(self, ports: Ports, prefixes: PrefixLookUp, ended: Callable[[Req, Finish], None]) -> None:
-        self._ports, self._prefixes, self._ended = ports, prefixes, ended
+    def __init__(
+        self, ports: Ports, prefixes: PrefixLookUp, held: HeldPrefills, ended: Callable[[Req, Finish], None]
+    ) -> None:
+        self._ports, self._prefixes, self._held, self._ended = ports, prefixes, held, ended
 
     def prefill(
         self, plan: IterationPlan, planned: dict[Req, int], running_batch: ScheduleBatch
@@ -44,6 +48,8 @@ class Applier:
                 return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             self.park(cut)
         decoding.batch_is_full = running_batch.batch_is_full = False
+        new_tokens = sum(planned.values()) + (len(decoding.reqs) if plan.mixed else 0)
+        self._held.make_room(new_tokens, rows=len(planned), spared=planned)
         try:
             batch, decoding = self._ports.batches.build_prefill(planned, decoding, plan.mixed)
         except UnbuiltError as error:
@@ -51,6 +57,8 @@ class Applier:
             for req in error.reqs:  # what is in flight of it ends in nothing
                 req.finished_reason = FINISH_ABORT(str(error))
             raise
+        finally:
+            self._held.entered(self._ports.waiting.reqs)
         if aside is None:
             step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
         elif batch is not None and decoding.is_empty():  # those who decode are in the batch
@@ -62,8 +70,15 @@ class Applier:
         return step
 
     def park(self, req: Req) -> None:
-        """Set the half-prefilled request aside: its KV stays in the radix tree, where its next turn finds it."""
-        release_parked(self._ports, req)
+        """Set the half-prefilled request aside: its KV stays in the radix tree, where its next turn finds it.
+
+        Or in its own row, where there is no tree.
+        """
+        if tree.shares_prefixes(self._ports.kv.tree):
+            release_parked(self._ports, req)
+        else:
+            self._held.hold(req)
+            self._ports.waiting.cut = None
         self._ports.waiting.reqs.append(req)
         self._prefixes.look_up(req)
 

@@ -10,7 +10,7 @@ from typing import Any
 from sglang.srt.managers import scheduler as stock
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-from sglang_slo.runtime.ports import UnbuiltError
+from sglang_slo.runtime.ports import KvPool, UnbuiltError
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
 from sglang_slo.runtime.sglang import tree
@@ -57,8 +57,8 @@ class EngineQueue:
 class EngineBatches:
     """`ports.Batches` of a scheduler."""
 
-    def __init__(self, scheduler: stock.Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, scheduler: stock.Scheduler, pool: KvPool) -> None:
+        self._scheduler, self._pool = scheduler, pool
 
     @property
     def iteration_number(self) -> int:
@@ -96,7 +96,8 @@ class EngineBatches:
 
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
-        return int(self._scheduler.get_num_allocatable_reqs(running))
+        # the rows of those set aside can be had, if need be
+        return int(self._scheduler.get_num_allocatable_reqs(running)) + len(self._pool.held)
 
     def build_prefill(self, planned: dict[Req, int], decoding: ScheduleBatch, mixed: bool) -> Any:
         """SGLang's own prefill batch of exactly the planned requests, and the running batch with it."""
@@ -113,16 +114,19 @@ class EngineBatches:
         """
         s = self._scheduler
         everyone, policy, adder, cut = s.waiting_queue, s.policy, stock.PrefillAdder, s.chunked_req
-        s.waiting_queue = offered = [r for r in planned if r is not cut]
+        if cut is None:  # one that was set aside goes on as if it had not been
+            s.chunked_req = next((req for req in planned if req in self._pool.held), None)
+        goes_on = s.chunked_req
+        s.waiting_queue = offered = [r for r in planned if r is not goes_on]
         s.policy = _KeepOrder
         admitted: list[Req] = []
-        stock.PrefillAdder = partial(PlannedAdder, planned=planned, admitted=admitted)
+        stock.PrefillAdder = partial(PlannedAdder, planned=planned, admitted=admitted, held=self._pool.held)
         try:
             yield
         except Exception as error:
             if s.waiting_queue is not offered:  # they were taken out, for a batch that there will never be
                 s.chunked_req = None if cut in planned else cut
-                half_built = [*admitted, *([cut] if cut in planned else [])]
+                half_built = [*admitted, *([goes_on] if goes_on in planned else [])]
                 self._released(half_built)
                 raise UnbuiltError(half_built) from error
             s.chunked_req = cut
@@ -133,6 +137,8 @@ class EngineBatches:
             stock.PrefillAdder, s.policy = adder, policy
             left = set(s.waiting_queue)
             gone = {req for req in offered if req not in left}
+            if goes_on is not None and s.waiting_queue is not offered:
+                gone.add(goes_on)
             queue = [req for req in everyone if req not in gone] if gone else everyone
             # whatever SGLang's code put into the queue meanwhile (a grammar that became ready) stays in it
             queue.extend(req for req in s.waiting_queue if req not in planned)

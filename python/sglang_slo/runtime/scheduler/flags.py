@@ -98,7 +98,7 @@ TABLE = (
     Row(
         "--disable-radix-cache",
         HONOURED,
-        "then nobody is set aside half-prefilled, and who is preempted is swapped or computed again",
+        "who is set aside half-prefilled keeps its KV until that is needed; who is preempted is swapped or computed again",
     ),
     Row(
         "--page-size N",

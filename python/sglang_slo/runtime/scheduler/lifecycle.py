@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 
     from sglang_slo.observe.judge import Finish
+    from sglang_slo.runtime.kv.held import HeldPrefills
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.preempt import Preemptor
     from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -38,11 +39,12 @@ class Lifecycle:
         look_up: PrefixLookUp,
         groups: PrefixGroups,
         pins: Pins,
+        held: HeldPrefills,
         reporter: Reporter | None,
         lengths: ArrivingLengths | None,
     ) -> None:
         self._ports, self._look_up, self._groups, self._pins = ports, look_up, groups, pins
-        self._reporter, self._lengths = reporter, lengths
+        self._held, self._reporter, self._lengths = held, reporter, lengths
         self.viewer: Viewer  # counts arrivals; it opens those that came in unseen, so each knows the other
         ports.requests.closing = self._closing
 
@@ -88,6 +90,8 @@ class Lifecycle:
         noting, row = self._ports.trouble.noting, req.slo_row
         with noting("a pin"):
             self._pins.release(row)
+        with noting("a held prefill"):
+            self._held.release(lambda other: other is req)
         with noting("a shared prefix"):
             self._groups.closed(req.rid, int(self._ports.requests.table.prefix_group[row]))
 

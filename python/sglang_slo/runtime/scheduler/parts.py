@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang_slo import clock
 from sglang_slo.core.plan import Planner
 from sglang_slo.observe.observer import Observer
+from sglang_slo.runtime.kv.held import HeldPrefills
 from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -23,7 +24,6 @@ from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
 from sglang_slo.runtime.scheduler.news import News
 from sglang_slo.runtime.scheduler.planning import Planning
 from sglang_slo.runtime.scheduler.viewer import Viewer
-from sglang_slo.runtime.sglang import tree
 from sglang_slo.runtime.sglang.settings import resolved
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Parts:
     lifecycle: Lifecycle
     news: News
     planning: Planning
+    held: HeldPrefills
     gauges: GaugeReader
 
 
@@ -59,12 +60,13 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
     """The doors of one scheduler."""
     s = scheduler
     slots, page_tokens = s.token_to_kv_pool_allocator, int(s.token_to_kv_pool_allocator.page_size)
+    kv = KvPool(s.tree_cache, slots, s.req_to_token_pool, int(s.max_total_num_tokens), page_tokens)
     return Ports(
-        kv=KvPool(s.tree_cache, slots, s.req_to_token_pool, int(s.max_total_num_tokens), page_tokens),
+        kv=kv,
         waiting=EngineQueue(s),
         requests=RequestBook(config, page_tokens),
         settings=config,
-        batches=EngineBatches(s),
+        batches=EngineBatches(s, kv),
         agreed=Agreed(Tick(clock.now(), confidence=config.confidence_high), model),
         iteration=Iteration(s.running_batch),
         trouble=trouble,
@@ -75,8 +77,6 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
 
 def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap: bool) -> Parts:
     """Everything, around the latency model that the server starts with."""
-    if not tree.shares_prefixes(scheduler.tree_cache):  # who is set aside half-prefilled would start again
-        config = replace(config, park=False)
     s, rank0 = scheduler, scheduler.slo_ranks.attn_tp_rank == 0
     dp_rank = s.slo_ranks.dp_rank if resolved(s.server_args).dp_size > 1 else None
     observer = Observer(config, rank0, metric_labels(s), dp_rank)
@@ -85,12 +85,13 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     table, capacity = ports.requests.table, ports.kv.capacity_tokens
     look_up, groups = PrefixLookUp(ports.kv, table), PrefixGroups(ports.kv.page_tokens)
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
-    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, bool(s.enable_lora))
+    held = HeldPrefills(ports.kv, table)
+    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, held, bool(s.enable_lora))
     lengths = s.make_lengths() if rank0 else None
-    lifecycle = Lifecycle(ports, look_up, groups, pins, reporter, lengths)
+    lifecycle = Lifecycle(ports, look_up, groups, pins, held, reporter, lengths)
     viewer = lifecycle.viewer = Viewer(ports, preempt, pins, lifecycle.open)
     fit, planner = OnlineFit(model, overlap, log=rank0), Planner(config)
-    applier = Applier(ports, look_up, lifecycle.refused)
+    applier = Applier(ports, look_up, held, lifecycle.refused)
     return Parts(
         ports=ports,
         observer=observer,
@@ -103,6 +104,9 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
         viewer=viewer,
         lifecycle=lifecycle,
         news=News(ports, fit, preempt, lambda: s.slo_lengths),
-        planning=Planning(ports, planner, viewer, preempt, applier, pins, groups, look_up, s.slo_fell_back),
+        planning=Planning(
+            ports, planner, viewer, preempt, applier, pins, groups, look_up, held, s.slo_fell_back
+        ),
+        held=held,
         gauges=GaugeReader(ports, preempt, viewer, fit.metrics, lengths, observer.lately),
     )

@@ -6,6 +6,7 @@ plan instead of from ratios; everything around it (LoRA, grammars, statistics, m
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req
@@ -21,7 +22,9 @@ class PlannedAdder(PrefillAdder):
 
     new_chunked_req: Req | None
 
-    def __init__(self, *args: Any, planned: dict[Req, int], admitted: list[Req], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, planned: dict[Req, int], admitted: list[Req], held: Collection[Req], **kwargs: Any
+    ) -> None:
         # the sums over running requests that the base class makes belong to the rule that the plan replaces
         running_batch, args = args[3], (*args[:3], None, *args[4:])
         super().__init__(*args, **kwargs)
@@ -31,7 +34,7 @@ class PlannedAdder(PrefillAdder):
         self._spoken_for = running_batch.new_tokens_required_next_decode() if mixed else 0
         self._most_chunk_tokens: int = self.rem_chunk_tokens or 1 << 40  # type: ignore[has-type]
         self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
-        self._planned, self._admitted = planned, admitted
+        self._planned, self._admitted, self._held = planned, admitted, held
 
     def add_chunked_req(self, req: Req) -> Req | None:
         """The request that was cut last time: its next piece. Returns it if it is cut again."""
@@ -50,6 +53,8 @@ class PlannedAdder(PrefillAdder):
         planned = self._planned.get(req)
         if planned is None:
             return AddReqResult.OTHER
+        if req in self._held:  # SGLang has just looked it up, where there is nothing to be found
+            kv.prefix_is_own(req, self.tree_cache.req_to_token_pool)
         with self._lock_node(req.last_node):
             start = kv.prefix_tokens(req)
             rest = len(req.full_untruncated_fill_ids) - start

@@ -19,6 +19,7 @@ from sglang_slo.runtime.requests import batches
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
+    from sglang_slo.runtime.kv.held import HeldPrefills
     from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.preempt import Preemptor
     from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -50,12 +51,13 @@ class Planning:
         pins: Pins,
         groups: PrefixGroups,
         look_up: PrefixLookUp,
+        held: HeldPrefills,
         fell_back: Callable[[Exception], None],
     ) -> None:
         self._ports, self._planner, self._viewer = ports, planner, viewer
         self._preempt, self._applier = preempt, applier
         self._pins, self._groups, self._look_up = pins, groups, look_up
-        self._fell_back = fell_back
+        self._held, self._fell_back = held, fell_back
         self._idle_plans = 0
 
     # -- around SGLang's choice of a batch
@@ -202,7 +204,20 @@ class Planning:
     def fall_back(self, error: Exception) -> None:
         """Stock scheduling takes what is left of this iteration."""
         self._ports.iteration.plan = None
+        with self._ports.trouble.noting("held prefills"):
+            self._release_held()
         self._fell_back(error)
+
+    def _release_held(self) -> None:
+        """Stock scheduling knows of nobody who waits and has KV; nor may one be back whose chunk is in flight."""
+        waiting, in_flight = (
+            self._ports.waiting,
+            [r for r in self._ports.kv.held if r.inflight_middle_chunks > 0],
+        )
+        self._held.release()
+        if in_flight:
+            waiting.reqs = [req for req in waiting.reqs if req not in in_flight]
+            self._preempt.leaving.extend(in_flight)
 
     # -- decode
 

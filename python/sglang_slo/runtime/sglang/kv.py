@@ -55,6 +55,15 @@ def set_extend(req: Req, tokens: int) -> None:
         req.set_extend_range(start, start + tokens)
 
 
+def prefix_is_own(req: Req, rows: Any) -> None:
+    """All that was computed for the request is its prefix, where it lies in the request's own row of `rows`."""
+    if PREFIX_BY_LENGTH:
+        req.prefix_len = committed_tokens(req)
+    else:
+        row = rows.req_to_token[row_of(req), : committed_tokens(req)]
+        req.prefix_indices = row.to(torch.int64, copy=True)
+
+
 def hold(req: Req, tokens: int) -> None:
     """Slots and KV of the request's first `tokens` tokens are there, in its row."""
     if not IN_RECORD:
