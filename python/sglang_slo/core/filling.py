@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sglang_slo.core import pages
 from sglang_slo.core.chunking import Budget, DecodeLoad
 from sglang_slo.core.kv.ledger import LateLedger, Need
+from sglang_slo.core.latency import BatchShape
 from sglang_slo.core.view import View
 
 MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is left is prefill's
@@ -26,6 +27,17 @@ class Terms:
     whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What could be done for a request in an iteration. Tokens."""
+
+    history: int  # KV that is there, or is loaded
+    rest: int  # still to be computed behind it
+    fits: int  # of these, what there is time for
+    loaded: int  # of history, what is loaded from host memory
+    shape: BatchShape  # of the iteration, with what is loaded
+
+
 class Filling:
     """Takes requests in order until the time, the KV or the request slots of one iteration are used up."""
 
@@ -35,6 +47,7 @@ class Filling:
         self.prefill: list[tuple[int, int]] = []
         self.shape = budget.base
         self.full = False
+        self.loads: list[int] = []  # rows whose KV is loaded from host memory
         self.deferred: list[int] = []  # rows that let another compute their prefix first
         self.computing: set[int] = set()  # groups whose prefix is computed in this iteration
         self._computed_before = computing  # or is being computed in the one in flight
@@ -57,13 +70,12 @@ class Filling:
         for one, the next is looked at.
         """
         view, table = self._view, self._view.table
-        history = int(table.history_tokens[row])
         context = int(table.prompt_tokens[row] + table.output_tokens[row])
-        rest = max(context - history, 1)
-        if self._defers(row, history, terms):
+        if self._defers(row, int(table.history_tokens[row]), terms):
             self.deferred.append(row)
             return False
-        tokens = min(rest, self._fits(history))
+        piece = self._piece(row, context)
+        rest, tokens = piece.rest, min(piece.rest, piece.fits)
         if not table.cuttable[row] and tokens < (all_at_once := min(rest, view.most_chunk_tokens)):
             if self.prefill or not (terms.whole or len(view.decoding) == 0):
                 return False  # another iteration's; the time of this one is for others
@@ -92,7 +104,8 @@ class Filling:
         self.computing.add(int(table.prefix_group[row]))
         self.free_tokens -= at_once
         self.prefill.append((row, tokens))
-        self.shape = self.shape.with_chunk(history, tokens)
+        self.loads += [row] if piece.loaded else []
+        self.shape = piece.shape.with_chunk(piece.history, tokens)
         self._chunk_left -= tokens
         self.full = tokens < rest
         return True
@@ -146,7 +159,26 @@ class Filling:
         assert self._decoding is not None
         self._decoding.add(float(self._view.table.tbt_s[row]), context)
 
-    def _fits(self, history: int) -> int:
+    def _piece(self, row: int, context: int) -> Piece:
+        """Its next tokens. KV in host memory is loaded where the time allows it, and computed where it does not.
+
+        Without decodes nobody's gap ends the iteration: the cap on its time gives way to a load.
+        """
+        table, model = self._view.table, self._view.model
+        history, host = int(table.history_tokens[row]), int(table.host_tokens[row])
+        if host:
+            load_s = model.copy_s(host)
+            loading = self.shape.loading(load_s)
+            alone = not len(self._view.decoding) and not self.prefill
+            time_s = max(self._time_s, 2 * model.safe_iteration_s(loading)) if alone else self._time_s
+            fits = self._fits(loading, history, time_s)
+            if fits > 0:
+                return Piece(history, max(context - history, 1), fits, host, loading)
+        history -= host
+        fits = self._fits(self.shape, history, self._time_s)
+        return Piece(history, max(context - history, 1), fits, 0, self.shape)
+
+    def _fits(self, shape: BatchShape, history: int, time_s: float) -> int:
         if self._fixed:
             return self._chunk_left
-        return min(self._chunk_left, self._view.model.largest_safe_chunk(self.shape, history, self._time_s))
+        return min(self._chunk_left, self._view.model.largest_safe_chunk(shape, history, time_s))

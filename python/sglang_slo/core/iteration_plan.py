@@ -19,6 +19,9 @@ class IterationPlan:
     """
 
     prefill: list[tuple[int, int]] = field(default_factory=list)
+    loads: list[int] = field(
+        default_factory=list
+    )  # of these, rows whose KV in host memory is loaded, not computed
     decode: np.ndarray | None = None  # None: all
     mixed: bool = False
     victims: list[tuple[int, PreemptMode]] = field(default_factory=list)  # (row, mode)

@@ -32,13 +32,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What the latency of one iteration depends on. `extend`: the batch holds at least one prefill chunk."""
+    """What the latency of one iteration depends on. `extend`: the batch holds at least one prefill chunk.
+
+    `load_s`: KV is loaded from host memory for so long beside it, layer by layer ahead of the compute.
+    """
 
     extend: bool
     new_tokens: int = 0
     pairs: float = 0.0
     context_tokens: int = 0
     requests: int = 0
+    load_s: float = 0.0
 
     def with_chunk(self, history_tokens: int, new_tokens: int) -> BatchShape:
         """This batch with one more prefill chunk of `new_tokens` behind `history_tokens` in the cache."""
@@ -48,7 +52,12 @@ class BatchShape:
             self.pairs + new_tokens * (history_tokens + new_tokens / 2),
             self.context_tokens + history_tokens + new_tokens,
             self.requests + 1,
+            self.load_s,
         )
+
+    def loading(self, seconds: float) -> BatchShape:
+        """This batch while so much longer is loaded from the host."""
+        return replace(self, load_s=self.load_s + seconds)
 
 
 def decode_shape(requests: int, context_tokens: int, beside_prefill: bool = False) -> BatchShape:
@@ -94,7 +103,7 @@ class LatencyModel:
         c = self.coefficients
         fixed = (c.t0_extend if shape.extend else c.t0_decode) + c.c_req * shape.requests
         layers = max(c.c_tok * shape.new_tokens, c.w)
-        return fixed + layers + (c.c_attn * shape.pairs + c.c_kv * shape.context_tokens)
+        return max(fixed + layers + (c.c_attn * shape.pairs + c.c_kv * shape.context_tokens), shape.load_s)
 
     def margin(self, shape: BatchShape) -> float:
         """By how much an iteration of this kind may exceed its prediction, but for the tail; a factor >= 1."""
@@ -110,6 +119,10 @@ class LatencyModel:
         layers = np.maximum(c.c_tok * requests, c.w)
         fixed = c.t0_decode + c.c_req * requests
         return np.asarray((fixed + layers + c.c_kv * context_tokens) * self.margin_decode)
+
+    def copy_s(self, tokens: int) -> float:
+        """Seconds to copy the KV of so many tokens to host memory or back: overhead + bytes / bandwidth."""
+        return self.swap_overhead_s + tokens * self.kv_bytes_per_token / self.swap_bytes_per_s
 
     def prefill_s(self, history_tokens: int, new_tokens: int) -> float:
         """Compute time that a prefill adds, seconds, without the fixed part of its iterations."""

@@ -155,6 +155,7 @@ class Planner:
         prefill = filling.prefill if filling is not None else []
         plan = IterationPlan(
             prefill=prefill,
+            loads=filling.loads if filling is not None else [],
             victims=relief.victims,
             park_chunked=relief.park_chunked,
             returns=self._returns(draft),

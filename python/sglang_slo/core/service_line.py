@@ -41,10 +41,11 @@ class ServiceLine:
     def ranking(self, view: View, needs: np.ndarray, prefill_share: float) -> Ranking:
         """The two lines of the waiting, by the policy that `--slo-order` names; `needs` int[n]: prefill tokens."""
         table, rows, model = view.table, view.waiting, view.model
+        work_s = model.prefill_s_array(table.history_tokens[rows], needs) / prefill_share
         queue = Queue(
             rows,
             deadline_s=table.deadline_s[rows],
-            work_s=model.prefill_s_array(table.history_tokens[rows], needs) / prefill_share,
+            work_s=work_s + _load_s(view, rows),
             seq=table.seq[rows],
             importance=table.importance[rows],
             expected_tokens=table.expected_tokens[rows],
@@ -115,6 +116,7 @@ class ServiceLine:
             return np.zeros(len(rows), bool)
         table = view.table
         work_s = view.model.prefill_s_array(table.history_tokens[rows], table.prefill_tokens(rows))
+        work_s = work_s + _load_s(view, rows)
         late = view.base_s + view.model.coefficients.t0_extend + work_s > table.deadline_s[rows]
         untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
         return np.asarray(late & untouched)
@@ -122,3 +124,12 @@ class ServiceLine:
     def goes_on(self, view: View) -> bool:
         """Whether the request that was cut last comes first, as it cannot be set aside."""
         return view.chunked >= 0 and not self.config.park
+
+
+def _load_s(view: View, rows: np.ndarray) -> np.ndarray:
+    """What loading the KV of `rows` that lies in host memory takes; float[n], seconds."""
+    tokens, model = view.table.host_tokens[rows], view.model
+    if not tokens.any():
+        return np.zeros(len(rows))
+    per_token_s = model.kv_bytes_per_token / model.swap_bytes_per_s
+    return np.asarray(np.where(tokens > 0, model.swap_overhead_s + tokens * per_token_s, 0.0))

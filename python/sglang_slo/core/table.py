@@ -39,6 +39,7 @@ COLUMNS: dict[str, Any] = {
     "prompt_tokens": np.int64,
     "history_tokens": np.int64,  # waiting: leading tokens of prompt and output whose KV is there already
     "shared_tokens": np.int64,  # leading tokens whose KV is held by others too and charged to nobody alone
+    "host_tokens": np.int64,  # waiting: the last ones of history, which have to be loaded from host memory first
     "pinned_tokens": np.int64,  # waiting: of history, kept from eviction for this request alone
     "output_tokens": np.int64,  # generated so far
     "declared_tokens": np.int64,  # max_new_tokens
@@ -80,6 +81,7 @@ class RequestTable:
     prompt_tokens: np.ndarray
     history_tokens: np.ndarray
     shared_tokens: np.ndarray
+    host_tokens: np.ndarray
     pinned_tokens: np.ndarray
     output_tokens: np.ndarray
     declared_tokens: np.ndarray

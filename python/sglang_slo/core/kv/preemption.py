@@ -71,8 +71,8 @@ class Costs:
 
 
 def swap_s(model: LatencyModel, tokens: int) -> float:
-    """Seconds to copy `tokens` of KV to the host and back: 2 (overhead + bytes / bandwidth)."""
-    return 2 * (model.swap_overhead_s + tokens * model.kv_bytes_per_token / model.swap_bytes_per_s)
+    """Seconds to copy `tokens` of KV to the host and back."""
+    return 2 * model.copy_s(tokens)
 
 
 def costs(
