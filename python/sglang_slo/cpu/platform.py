@@ -17,6 +17,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
+from sglang_slo.cpu import hierarchical
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +65,8 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.attention_backend = self.get_default_attention_backend()
         server_args.sampling_backend = "pytorch"
         if server_args.enable_hierarchical_cache:
-            raise ValueError("--enable-hierarchical-cache: needs CUDA streams; not accepted on a CPU")
+            for name, value in hierarchical.SETTINGS.items():
+                setattr(server_args, name, value)
 
     def init_backend(self) -> None:
         """Leave collectives to gloo and memory unpinned. Called once in each worker, first of all."""
@@ -72,6 +75,7 @@ class NativeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang_slo.cpu import attention
 
         unpin()
+        hierarchical.install()
         apply_grammars_here()
         attention.install()
         make_group = parallel_state.init_model_parallel_group

@@ -27,6 +27,7 @@ class VirtualEngine:
         self.swapped_tokens = 0  # KV that went to the host so far
         self._schedule_s, self._process_s = device.cpu_times_s
         self._sigma = noise_sigma
+        self._ends_s = 0.0  # the next pass at the earliest
         self._rng = np.random.default_rng([seed, 0x5EED])
 
     def now(self) -> float:
@@ -41,7 +42,7 @@ class VirtualEngine:
             # Mean 1, so that noise changes the spread and not the capacity.
             duration *= float(self._rng.lognormal(-(self._sigma**2) / 2, self._sigma))
         start = max(self.now_s, self.busy_until_s)
-        self.busy_until_s = start + duration
+        self.busy_until_s = max(start + duration, self._ends_s)
         return start, self.busy_until_s
 
     def spend(self, seconds: float) -> None:
@@ -51,6 +52,10 @@ class VirtualEngine:
     def not_before(self, time_s: float) -> None:
         """The next pass begins at `time_s` at the earliest: it needs something that is there then."""
         self.busy_until_s = max(self.busy_until_s, time_s)
+
+    def ends_after(self, time_s: float) -> None:
+        """The next pass ends at `time_s` at the earliest: what it needs comes layer by layer until then."""
+        self._ends_s = max(self._ends_s, time_s)
 
     def wait_until(self, time_s: float) -> None:
         """Let time pass up to `time_s`; nothing if that is over already."""
