@@ -49,6 +49,8 @@ class FakeTree:
 class FakeAllocator:
     """A pool with `free` tokens."""
 
+    page_size = 1
+
     def __init__(self, free: int = CAPACITY_TOKENS) -> None:
         self.free_tokens = free
 
@@ -111,7 +113,7 @@ class FakeBatches:
     def request_slots(self, running: int) -> int:
         return 100 - running
 
-    def build_prefill(self, planned: dict[Any, int], decoding: Any, mixed: bool) -> Any:
+    def build_prefill(self, planned: dict[Any, int], loads: set[Any], decoding: Any, mixed: bool) -> Any:
         self.built.append(planned)
         return FakeBatch(list(planned)), decoding
 
@@ -136,7 +138,7 @@ class FakeRequest:
         self.prefix_indices: list[int] = []
         self.prefix_len, self.lock, self.kv = 0, None, None
         self.is_retracted, self.retraction_count = False, 0
-        self.looked_up = 0
+        self.looked_up = self.host_hit_length = 0
 
     def finished(self) -> bool:
         return self.finished_reason is not None

@@ -189,14 +189,16 @@ def check_locks(s: Any) -> None:
     """LOCKS."""
     cache, ours = s.tree_cache, Ours(s)
     held = [tree.lock_of(r) for r in _with_rows(s)] + [left.lock for left in ours.leftovers()] + ours.pinned()
+    copied = _copied_nodes(cache)
     if tree.RECEIPTS:  # its nodes keep their counts to themselves: what is held is what it protects
-        paths = [cache.path_device_indices(lock.node) for lock in held if tree.shares_prefixes(cache)]
+        ends = [*(lock.node for lock in held), *copied] if tree.shares_prefixes(cache) else []
+        paths = [cache.path_device_indices(end) for end in ends]
         union = len(torch.unique(torch.cat(paths))) if paths else 0
         sums = (union, cache.protected_size())
         _require(sums[0] == sums[1], "LOCKS", f"{sums[0]} tokens are held, {sums[1]} are protected")
         return
     expected: Counter[int] = Counter()
-    for end in held:
+    for end in [*held, *copied]:
         node = end
         while node is not None and node is not getattr(cache, "root_node", None):
             expected[id(node)] += 1
@@ -231,6 +233,12 @@ def check_host(s: Any) -> None:
         _require(held == used, "HOST", f"the swapped have {held} tokens there, {used} are taken")
 
 
+def _copied_nodes(cache: Any) -> list[Any]:
+    """Nodes that a hierarchical cache keeps locked while their KV is copied to host memory, or back."""
+    both = getattr(cache, "ongoing_write_through", {}), getattr(cache, "ongoing_load_back", {})
+    return [copy[0] if isinstance(copy, tuple) else copy for copies in both for copy in copies.values()]
+
+
 def _free_pages(allocator: Any) -> Any:
     if hasattr(allocator, "get_all_free_pages"):
         return allocator.get_all_free_pages()
@@ -241,7 +249,8 @@ def _tree_slots(cache: Any) -> Any:
     """The slots of the radix tree, int64[n]."""
     if tree.RECEIPTS:
         return cache.all_values_flatten()
-    return torch.cat([torch.empty(0, dtype=torch.int64), *(node.value for node in _nodes(cache))])
+    values = (node.value for node in _nodes(cache))  # of what lies in host memory alone there is none
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(v for v in values if v is not None)])
 
 
 def _nodes(cache: Any) -> Iterator[Any]:

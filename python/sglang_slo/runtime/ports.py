@@ -110,8 +110,13 @@ class Batches(Protocol):
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
 
-    def build_prefill(self, planned: dict[Req, int], decoding: ScheduleBatch, mixed: bool) -> Any:
-        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it."""
+    def build_prefill(
+        self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
+    ) -> Any:
+        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it.
+
+        `loads`: those of them whose KV in host memory is loaded.
+        """
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,9 @@ class Iteration:
     plan: IterationPlan | None = None
     split: ScheduleBatch | None = None  # a part of the running batch that was launched alone
     aside: ScheduleBatch | None = None  # the rest of it, until this planning has ended
+    loads: set[Req] = field(
+        default_factory=set
+    )  # of those to be prefilled, who has KV loaded from host memory
     plan_s: float = 0.0  # time that planning took
     next_in_line: list[int] = field(default_factory=list)
 

@@ -60,6 +60,14 @@ def test_a_job_that_ours_does_is_refused_to_sglang_unless_ours_leaves_it(
     assert not flags.refusals(server_args(**given), SloConfig(**honoured_with))
 
 
+def test_preempted_kv_goes_to_the_host_in_one_way_only() -> None:
+    both = server_args(enable_hierarchical_cache=True)
+    (message,) = flags.refusals(both, SloConfig(host_kv_gb=8.0))
+    assert "--enable-hierarchical-cache" in message and "--slo-host-kv-gb" in message
+    assert not flags.refusals(both, OURS) and not flags.stock_reasons(both, OURS)
+    assert not flags.refusals(server_args(), SloConfig(host_kv_gb=8.0))
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -69,7 +77,7 @@ def test_a_job_that_ours_does_is_refused_to_sglang_unless_ours_leaves_it(
         {"is_embedding": True},
         {"enable_dp_attention": True},
         {"attn_cp_size": 2},
-        {"enable_hierarchical_cache": True},
+        {"hicache_host_memory_mode": "buffer_only"},
         {"enable_lmcache": True},
         {"dllm_algorithm": "x"},
         {"enable_pdmux": True},

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fakes import FakeBatch, FakeRequest, doors, troubles
+from sglang_slo.runtime.kv.held import HeldPrefills
 from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.prefix_pins import Pins
 from sglang_slo.runtime.kv.prefixes import PrefixGroups
@@ -31,7 +32,9 @@ class Told:
 def lifecycle(ports: Ports, told: Told) -> Lifecycle:
     look_up = PrefixLookUp(ports.kv, ports.requests.table)
     pins = Pins(ports.kv.tree, ports.requests.table, 100, look_up.look_up)
-    life = Lifecycle(ports, look_up, PrefixGroups(), pins, told, told)
+    life = Lifecycle(
+        ports, look_up, PrefixGroups(), pins, HeldPrefills(ports.kv, ports.requests.table), told, told
+    )
     life.viewer = SimpleNamespace(arrived=lambda req: None)
     return life
 

@@ -10,6 +10,7 @@ import pytest
 from fakes import FakeBatch, FakeRequest, doors
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.plan import Planner
+from sglang_slo.runtime.kv.held import HeldPrefills
 from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -28,19 +29,21 @@ class World:
         self.ports, self.fallbacks, self.shed = ports, [], []
         look_up, groups = PrefixLookUp(ports.kv, ports.requests.table), PrefixGroups()
         pins = Pins(ports.kv.tree, ports.requests.table, 100, look_up.look_up)
-        self.preempt = Preemptor(ports, None, look_up, pins)
-        self.lifecycle = Lifecycle(ports, look_up, groups, pins, None, None)
-        self.viewer = self.lifecycle.viewer = Viewer(ports, self.preempt, pins, self.lifecycle.open)
+        held = HeldPrefills(ports.kv, ports.requests.table)
+        self.preempt = Preemptor(ports, None, look_up, pins, held)
+        self.lifecycle = Lifecycle(ports, look_up, groups, pins, held, None, None)
+        self.viewer = self.lifecycle.viewer = Viewer(ports, self.preempt, pins, look_up, self.lifecycle.open)
         self.planner = Planner(ports.settings)
         self.planning = Planning(
             ports,
             self.planner,
             self.viewer,
             self.preempt,
-            Applier(ports, look_up, lambda req, finish: self.shed.append((req, finish))),
+            Applier(ports, look_up, held, lambda req, finish: self.shed.append((req, finish))),
             pins,
             groups,
             look_up,
+            held,
             self.fallbacks.append,
         )
 

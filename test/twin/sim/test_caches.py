@@ -39,3 +39,24 @@ def test_without_a_tree_as_many_are_served_in_time_as_with_one_where_no_prompt_i
 ) -> None:
     load = workload()  # type: ignore[operator]
     assert abs(served(load, NO_TREE).attainment - served(load, []).attainment) <= 0.03
+
+
+HOST = ["--enable-hierarchical-cache", "--hicache-ratio", "2"]
+
+
+def talks() -> Workload:
+    """Agents whose prompts begin with what they were told before, on a device that holds too little of it."""
+    workload = load_workload("agent-generated", max_requests=60)
+    return replace(workload, profile=replace(workload.profile, kv_capacity_tokens=60_000))
+
+
+@pytest.mark.parametrize("workload", [ample, crowded, talks])
+def test_with_a_hierarchical_cache_everyone_is_served_and_nothing_waits_for_ever(workload: object) -> None:
+    """Where KV is short, what is being copied to the host is locked: whoever waits for it has to get it in the end."""
+    served(workload(), HOST)  # type: ignore[operator]
+
+
+def test_a_hierarchical_cache_saves_computing() -> None:
+    with_host, without = served(talks(), HOST), served(talks(), [])
+    assert with_host.attainment >= without.attainment
+    assert with_host.prefill_tokens < without.prefill_tokens

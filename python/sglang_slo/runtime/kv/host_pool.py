@@ -277,6 +277,20 @@ def make_host_pool(kv_pool: Any, host_kv_gb: float, ranks: int) -> ArenaHostPool
         return None
 
 
+@dataclass(frozen=True)
+class HostLink:
+    """Copies between the device and memory on the host that is not ours to give: what was measured of them."""
+
+    meter: SwapMeter
+    bytes_per_token: float
+
+
+def measured_link(kv_pool: Any) -> HostLink | None:
+    """What copies between `kv_pool` and the host cost, told by a few of our own; None: its layout is not known."""
+    pool = make_host_pool(kv_pool, MEASURE_TOKENS * sum(map(row_bytes, kv_buffers(kv_pool) or [])) / 1e9, 1)
+    return None if pool is None else HostLink(pool.meter, pool.bytes_per_token)
+
+
 def measure(pool: ArenaHostPool, slots: int) -> None:
     """Time a few copies out and back, at start-up: device KV `slots` 1.. are free then. Leaves the pool as it was."""
     for tokens in (16, slots) * 3:

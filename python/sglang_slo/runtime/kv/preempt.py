@@ -21,7 +21,7 @@ from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.pool import HostKv, Leavers
 from sglang_slo.core.kv.preemption import PreemptMode
 from sglang_slo.core.latency import LatencyModel, decode_shape
-from sglang_slo.runtime.kv.host_pool import HostCopy, HostPool
+from sglang_slo.runtime.kv.host_pool import HostCopy, HostLink, HostPool
 from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
@@ -45,11 +45,12 @@ class Preemptor:
         pins: Pins,
         held: HeldPrefills,
         lora: bool = False,
+        link: HostLink | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()  # preemptions by mode; "stock": SGLang's retractions
         self.swap_ins = 0
         self.line = SwapLine(ports, pool, self._queue_again) if pool is not None else None
-        self.cost = SwapCost(self.line)
+        self.cost = SwapCost(self.line, link)
         self.leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
         self._ports, self._kv, self._pins, self._lora = ports, ports.kv, pins, lora
         self._look_up, self._held = prefixes.look_up, held

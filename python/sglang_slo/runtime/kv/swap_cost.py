@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.latency import LatencyModel
+from sglang_slo.runtime.kv.host_pool import HostLink
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.kv.swap_line import SwapLine
 
 
 class SwapCost:
-    """The cost of transfers to the host and back; of nothing where there is no host pool (`line` None)."""
+    """The cost of transfers to the host and back, over our own pool (`line`) or SGLang's (`link`); of nothing without."""
 
-    def __init__(self, line: SwapLine | None) -> None:
+    def __init__(self, line: SwapLine | None, link: HostLink | None = None) -> None:
         self._line = line
+        self._link = link if line is None else HostLink(line.pool.meter, line.pool.bytes_per_token)
         self._measured: tuple[float, float] | None = None
 
     def figures(self, model: LatencyModel) -> dict[str, float]:
@@ -35,14 +37,13 @@ class SwapCost:
 
     def measured(self) -> tuple[float, float] | None:
         """(overhead s, bytes per s) of transfers as this rank sees them, if there is news."""
-        meter = self._line.pool.meter if self._line else None
-        return meter.fit() if meter is not None and meter.news else None
+        return self._link.meter.fit() if self._link is not None and self._link.meter.news else None
 
     def priced(self, model: LatencyModel, swap: tuple[float, float] | None) -> LatencyModel:
         """`model` with what swapping costs: as rank 0 measured it last, `swap` if that is new."""
         self._measured = swap or self._measured
-        if self._line is None or self._measured is None:
+        if self._link is None or self._measured is None:
             return model
         overhead_s, rate = self._measured
-        per_token = self._line.pool.bytes_per_token
+        per_token = self._link.bytes_per_token
         return replace(model, swap_overhead_s=overhead_s, swap_bytes_per_s=rate, kv_bytes_per_token=per_token)

@@ -70,6 +70,8 @@ class OnlineFit:
         if seconds is None or not 0 < seconds < LONGEST_S or launch.shape.new_tokens <= 0:
             return
         self._log.add(launch)
+        if launch.shape.load_s > 0:  # its time may be that of the link to the host
+            return
         idle = self._overlap and launch.idle_s > 0
         self.window.add(launch.shape, seconds, IDLE_WEIGHT if idle else 1.0)
         if not idle:

@@ -39,11 +39,24 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape:
     return BatchShape(True, new + len(batch.reqs) - first, pairs, context, len(batch.reqs))
 
 
+def _loaded_tokens(batch: ScheduleBatch) -> int:
+    """Tokens whose KV is loaded from host memory for this batch; told once."""
+    if not batch.forward_mode.is_extend():
+        return 0
+    tokens = 0
+    for req in batch.reqs[: prefills(batch)]:
+        tokens += getattr(req, "slo_load_tokens", 0)
+        req.slo_load_tokens = 0
+    return tokens
+
+
 def note_launch(
     book: RequestBook, batch: ScheduleBatch, iteration: int, now_s: float, model: LatencyModel
 ) -> None:
     """A batch was launched: its requests' next token is predicted at its end."""
     shape = batch_shape(batch)
+    if (loaded := _loaded_tokens(batch)) > 0:
+        shape = shape.loading(model.copy_s(loaded))
     predicted = model.iteration_s(shape)
     seen = book.seen(token_getters(batch))
     rows, seqs = seen.rows, seen.seqs

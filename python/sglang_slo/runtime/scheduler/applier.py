@@ -48,10 +48,11 @@ class Applier:
                 return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             self.park(cut)
         decoding.batch_is_full = running_batch.batch_is_full = False
-        new_tokens = sum(planned.values()) + (len(decoding.reqs) if plan.mixed else 0)
-        self._held.make_room(new_tokens, rows=len(planned), spared=planned)
+        self._make_room(planned, len(decoding.reqs) if plan.mixed else 0)
         try:
-            batch, decoding = self._ports.batches.build_prefill(planned, decoding, plan.mixed)
+            batch, decoding = self._ports.batches.build_prefill(
+                planned, self._ports.iteration.loads, decoding, plan.mixed
+            )
         except UnbuiltError as error:
             self._end(error.reqs, HTTPStatus.INTERNAL_SERVER_ERROR, str(error), "error")
             for req in error.reqs:  # what is in flight of it ends in nothing
@@ -68,6 +69,12 @@ class Applier:
             self._ports.iteration.plan = replace(plan, decode=None)
         self._ports.iteration.step = step
         return step
+
+    def _make_room(self, planned: dict[Req, int], decodes: int) -> None:
+        """Take from those set aside what the batch needs: SGLang's adder wants a page beyond each request's last one."""
+        pages = 2 * (len(planned) + decodes + 1)
+        tokens = sum(planned.values()) + pages * self._ports.kv.allocator.page_size
+        self._held.make_room(tokens, rows=len(planned), spared=planned)
 
     def park(self, req: Req) -> None:
         """Set the half-prefilled request aside: its KV stays in the radix tree, where its next turn finds it.

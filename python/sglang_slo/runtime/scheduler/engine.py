@@ -99,14 +99,16 @@ class EngineBatches:
         # the rows of those set aside can be had, if need be
         return int(self._scheduler.get_num_allocatable_reqs(running)) + len(self._pool.held)
 
-    def build_prefill(self, planned: dict[Req, int], decoding: ScheduleBatch, mixed: bool) -> Any:
+    def build_prefill(
+        self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
+    ) -> Any:
         """SGLang's own prefill batch of exactly the planned requests, and the running batch with it."""
         self._scheduler.is_mixed_chunk = mixed
-        with self._only(planned):
+        with self._only(planned, loads):
             return self._scheduler._get_new_batch_prefill_raw(None, decoding)
 
     @contextlib.contextmanager
-    def _only(self, planned: dict[Req, int]) -> Iterator[None]:
+    def _only(self, planned: dict[Req, int], loads: set[Req]) -> Iterator[None]:
         """While SGLang's prefill code runs: the queue is the plan, in its order, and nobody reorders it.
 
         If that code raises, those it had admitted give back their locks: they are in the queue as before. If it raises
@@ -120,7 +122,9 @@ class EngineBatches:
         s.waiting_queue = offered = [r for r in planned if r is not goes_on]
         s.policy = _KeepOrder
         admitted: list[Req] = []
-        stock.PrefillAdder = partial(PlannedAdder, planned=planned, admitted=admitted, held=self._pool.held)
+        stock.PrefillAdder = partial(
+            PlannedAdder, planned=planned, loads=loads, admitted=admitted, held=self._pool.held
+        )
         try:
             yield
         except Exception as error:

@@ -105,6 +105,17 @@ TABLE = (
         HONOURED,
         "KV is counted in whole pages; a cut prompt ends with a page where that costs less than half of the piece",
     ),
+    Row(
+        "--enable-hierarchical-cache",
+        HONOURED,
+        "KV found in host memory is loaded where the limits of those that decode leave the time for it, else computed",
+    ),
+    Row(
+        "--enable-hierarchical-cache with --slo-host-kv-gb > 0",
+        REFUSED,
+        "both would copy the KV of preempted requests to host memory",
+        lambda args, config: bool(args.enable_hierarchical_cache) and config.host_kv_gb > 0,
+    ),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
     Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
     # -- ways in that bypass the HTTP side
@@ -148,10 +159,10 @@ TABLE = (
         lambda args, config: args.attn_cp_size > 1 or args.dcp_size > 1,
     ),
     Row(
-        "--enable-hierarchical-cache",
+        "--hicache-host-memory-mode buffer_only",
         STOCK,
-        "KV arrives from host memory at its own time",
-        _is("enable_hierarchical_cache", False),
+        "KV arrives from storage at its own time",
+        _is("hicache_host_memory_mode", "cache"),
     ),
     Row(
         "--enable-lmcache, --enable-flexkv, --enable-hisparse",

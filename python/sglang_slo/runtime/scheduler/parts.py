@@ -9,6 +9,7 @@ from sglang_slo import clock
 from sglang_slo.core.plan import Planner
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime.kv.held import HeldPrefills
+from sglang_slo.runtime.kv.host_pool import HostLink, measured_link
 from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -75,6 +76,14 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
     )
 
 
+def _link(scheduler: Scheduler) -> HostLink | None:
+    """What loads from a hierarchical cache cost; the profile's word is taken for it where there is none to be measured."""
+    virtual = scheduler.device == "cpu" and not scheduler.slo_forward_blocks
+    if not scheduler.enable_hierarchical_cache or virtual:
+        return None
+    return measured_link(scheduler.token_to_kv_pool_allocator.get_kvcache())
+
+
 def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap: bool) -> Parts:
     """Everything, around the latency model that the server starts with."""
     s, rank0 = scheduler, scheduler.slo_ranks.attn_tp_rank == 0
@@ -86,10 +95,11 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     look_up, groups = PrefixLookUp(ports.kv, table), PrefixGroups(ports.kv.page_tokens)
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
     held = HeldPrefills(ports.kv, table)
-    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, held, bool(s.enable_lora))
+    link, lora = _link(s), bool(s.enable_lora)
+    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, held, lora, link)
     lengths = s.make_lengths() if rank0 else None
     lifecycle = Lifecycle(ports, look_up, groups, pins, held, reporter, lengths)
-    viewer = lifecycle.viewer = Viewer(ports, preempt, pins, lifecycle.open)
+    viewer = lifecycle.viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open)
     fit, planner = OnlineFit(model, overlap, log=rank0), Planner(config)
     applier = Applier(ports, look_up, held, lifecycle.refused)
     return Parts(

@@ -23,7 +23,13 @@ class PlannedAdder(PrefillAdder):
     new_chunked_req: Req | None
 
     def __init__(
-        self, *args: Any, planned: dict[Req, int], admitted: list[Req], held: Collection[Req], **kwargs: Any
+        self,
+        *args: Any,
+        planned: dict[Req, int],
+        loads: set[Req],
+        admitted: list[Req],
+        held: Collection[Req],
+        **kwargs: Any,
     ) -> None:
         # the sums over running requests that the base class makes belong to the rule that the plan replaces
         running_batch, args = args[3], (*args[:3], None, *args[4:])
@@ -34,7 +40,7 @@ class PlannedAdder(PrefillAdder):
         self._spoken_for = running_batch.new_tokens_required_next_decode() if mixed else 0
         self._most_chunk_tokens: int = self.rem_chunk_tokens or 1 << 40  # type: ignore[has-type]
         self.rem_input_tokens = self.rem_chunk_tokens = 1 << 40
-        self._planned, self._admitted, self._held = planned, admitted, held
+        self._planned, self._loads, self._admitted, self._held = planned, loads, admitted, held
 
     def add_chunked_req(self, req: Req) -> Req | None:
         """The request that was cut last time: its next piece. Returns it if it is cut again."""
@@ -56,6 +62,10 @@ class PlannedAdder(PrefillAdder):
         if req in self._held:  # SGLang has just looked it up, where there is nothing to be found
             kv.prefix_is_own(req, self.tree_cache.req_to_token_pool)
         with self._lock_node(req.last_node):
+            if req not in self._loads:
+                req.host_hit_length = 0  # it is computed, and is not to be told as found
+            elif not self._loaded(req, planned):
+                return AddReqResult.NO_TOKEN
             start = kv.prefix_tokens(req)
             rest = len(req.full_untruncated_fill_ids) - start
             tokens = min(planned, rest)
@@ -80,6 +90,18 @@ class PlannedAdder(PrefillAdder):
         """KV that is left for those who are not taken yet."""
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         return int(free - self._spoken_for)
+
+    def _loaded(self, req: Req, tokens: int) -> bool:
+        """Have KV loaded from host memory, if there is room for it and for `tokens` behind it; False: there is none.
+
+        Without room nothing is begun: a load that no batch waits for would keep its KV locked.
+        """
+        host = tree.host_tokens(self.tree_cache, req)
+        if host + tokens + self.page_size > self._free_tokens():
+            return False
+        if host:
+            req.slo_load_tokens = tree.load_back(self.tree_cache, req)
+        return True
 
     def _take(self, req: Req, tokens: int) -> None:
         start = kv.prefix_tokens(req)

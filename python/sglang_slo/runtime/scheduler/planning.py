@@ -15,6 +15,7 @@ from sglang_slo import clock
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.plan import Planner
 from sglang_slo.runtime.requests import batches
+from sglang_slo.runtime.sglang import tree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -100,6 +101,7 @@ class Planning:
         """Count plannings in a row that leave an idle device idle while somebody waits (`prefill` reads it)."""
         waiting = self._ports.waiting
         idle = step.batch_to_run is None and not in_flight and not self._ports.batches.results_wait()
+        idle = idle and not tree.fetching(self._ports.kv.tree)  # who waits for storage needs no device
         somebody = waiting.reqs or waiting.cut is not None or not step.running_batch.is_empty()
         self._idle_plans = self._idle_plans + 1 if idle and somebody else 0
 
@@ -110,6 +112,7 @@ class Planning:
         iteration = self._ports.iteration
         iteration.running, iteration.step = running_batch, None
         try:
+            tree.note_copies(self._ports.kv.tree)
             if self._idle_plans >= MOST_IDLE_PLANS:
                 self._idle_plans = 0
                 raise IdlePlanError(f"{len(self._ports.waiting.reqs)} requests wait, and nothing runs")
@@ -133,6 +136,7 @@ class Planning:
         iteration.plan = plan
         reqs = self._ports.requests.reqs
         planned = {reqs[row]: tokens for row, tokens in plan.prefill if row in reqs}
+        iteration.loads = {reqs[row] for row in plan.loads if row in reqs}
         iteration.plan_s = clock.now() - began_s
         if not plan.prefill:
             return NextBatchPlan(batch_to_run=None, running_batch=iteration.running)

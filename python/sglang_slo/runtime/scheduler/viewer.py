@@ -16,11 +16,12 @@ from sglang_slo.core.kv.preemption import LONGEST_LEAD
 from sglang_slo.core.kv.reserve import Reserve
 from sglang_slo.core.view import View
 from sglang_slo.runtime.requests import batches
-from sglang_slo.runtime.sglang import kv
+from sglang_slo.runtime.sglang import kv, tree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+    from sglang_slo.runtime.kv.look_up import PrefixLookUp
     from sglang_slo.runtime.kv.preempt import Preemptor
     from sglang_slo.runtime.kv.prefix_pins import Pins
     from sglang_slo.runtime.ports import Ports
@@ -32,9 +33,15 @@ class Viewer:
     """Looks at one scheduler; keeps the table's columns that are read off the tree and the batches up to date."""
 
     def __init__(
-        self, ports: Ports, preempt: Preemptor, pins: Pins, open_request: Callable[[Req], None]
+        self,
+        ports: Ports,
+        preempt: Preemptor,
+        pins: Pins,
+        look_up: PrefixLookUp,
+        open_request: Callable[[Req], None],
     ) -> None:
         self._ports, self._preempt, self._pins, self._open = ports, preempt, pins, open_request
+        self._look_up = look_up
         config, capacity = ports.settings, ports.kv.capacity_tokens
         self.reserve = Reserve(capacity, config.reserve_floor, config.reserve_ceiling)
         # SGLang's rule of admission knows of no infeasible ones
@@ -51,7 +58,7 @@ class Viewer:
         if p.settings.order == "stock":
             p.waiting.order(running_batch)
         if cut is not None:
-            table.history_tokens[cut.slo_row] = kv.prefix_tokens(cut)
+            table.history_tokens[cut.slo_row], table.host_tokens[cut.slo_row] = kv.prefix_tokens(cut), 0
         waiting = self._waiting_rows()
         decoding = book.rows(running_batch.reqs)
         self._bound_lengths(decoding)
@@ -141,6 +148,8 @@ class Viewer:
                 if req.slo_row < 0:
                     self._open(req)
             rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
+        if tree.has_storage(self._ports.kv.tree):
+            rows = np.array([row for row in rows if self._look_up.ready(book.reqs[row])], np.int64)
         return rows if cut is None else np.concatenate(([cut.slo_row], rows))
 
     def arrived(self, req: Req) -> None:

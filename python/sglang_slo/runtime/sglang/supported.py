@@ -10,7 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 SUPPORTED = ("0.5.17", "0.5.23")  # the one that is installed by default first
 
 # Flags that not all of them have.
-FLAGS_OF_SOME = ("--prefill-decode-interval", "--enable-unified-cache-external-linker", "--enable-watermark")
+FLAGS_OF_SOME = (
+    "--prefill-decode-interval",
+    "--enable-unified-cache-external-linker",
+    "--enable-watermark",
+    "--hicache-host-memory-mode",
+)
 
 
 class UnsupportedError(RuntimeError):

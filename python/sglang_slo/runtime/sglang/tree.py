@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, InitLoadBackParams
 from sglang.srt.mem_cache.common import release_kv_cache
 
 from sglang_slo.runtime.sglang.kv import (
@@ -24,7 +24,7 @@ from sglang_slo.runtime.sglang.kv import (
 RECEIPTS = hasattr(BasePrefixCache, "unlock")  # the tree gives a receipt for a lock, and wants it back
 
 # Caches whose bookkeeping is known; a subclass may free KV inside a request, so exact names count.
-KNOWN_CACHES = ("UnifiedRadixCache",) if RECEIPTS else ("RadixCache", "ChunkCache")
+KNOWN_CACHES = ("UnifiedRadixCache",) if RECEIPTS else ("RadixCache", "HiRadixCache", "ChunkCache")
 
 
 def shares_prefixes(tree: BasePrefixCache) -> bool:
@@ -95,6 +95,59 @@ def prefix_slots(tree: BasePrefixCache, req: Req) -> torch.Tensor:
     if prefix_tokens(req) == 0:
         return torch.empty(0, dtype=torch.int64)
     return tree.prefix_device_indices(req)
+
+
+def host_tokens(tree: BasePrefixCache, req: Req) -> int:
+    """Tokens behind the prefix that was found for the request whose KV lies in host memory and can be loaded."""
+    found = int(req.host_hit_length)
+    return found if found >= getattr(tree, "load_back_threshold", 1) else 0
+
+
+def load_back(tree: BasePrefixCache, req: Req) -> int:
+    """Have these loaded with the next batch: they are part of the prefix from now on. Returns how many; 0: none could be."""
+    params = InitLoadBackParams(
+        best_match_node=req.best_match_node, host_hit_length=req.host_hit_length, req=req
+    )
+    found = tree.init_load_back(params)
+    if PREFIX_BY_LENGTH:
+        if found is None:
+            return 0
+        req.host_loaded_length, req.last_node = found
+        req.prefix_len += req.host_loaded_length
+        req.kv.cache_protected_len = req.prefix_len
+        return int(req.host_loaded_length)
+    slots, req.last_node = found
+    req.prefix_indices = torch.cat([req.prefix_indices, slots])
+    req.cache_protected_len = len(req.prefix_indices)
+    return len(slots)
+
+
+def note_copies(tree: BasePrefixCache) -> None:
+    """Unlock what copies to host memory and back were still reading or writing. All ranks do so together, or none does.
+
+    Newer releases begin each iteration with it; older ones come to it only where somebody is to be admitted, and whoever
+    waits for what is locked would never be.
+    """
+    if not RECEIPTS and hasattr(tree, "ongoing_write_through"):
+        tree.check_hicache_events()
+
+
+def has_storage(tree: BasePrefixCache) -> bool:
+    """Whether KV may come from storage beyond host memory."""
+    return bool(getattr(tree, "enable_storage", False))
+
+
+def fetching(tree: BasePrefixCache) -> bool:
+    """Whether KV of anybody is on its way from storage to host memory."""
+    return bool(getattr(tree, "ongoing_prefetch", None))
+
+
+def fetched(tree: BasePrefixCache, req: Req) -> bool | None:
+    """Whether that of `req` has just come, or was given up; None: none was on its way. All ranks ask alike."""
+    handle = req.cache_request_handle if RECEIPTS else req.rid
+    if handle not in tree.ongoing_prefetch:
+        return None
+    return bool(tree.check_prefetch_progress(handle))
 
 
 def release(tree: BasePrefixCache, req: Req, keep: bool) -> None:
