@@ -75,7 +75,7 @@ class Filling:
             self.deferred.append(row)
             return False
         piece = self._piece(row, context)
-        rest, tokens = piece.rest, min(piece.rest, piece.fits)
+        history, rest, tokens = piece.history, piece.rest, min(piece.rest, piece.fits)
         if not table.cuttable[row] and tokens < (all_at_once := min(rest, view.most_chunk_tokens)):
             if self.prefill or not (terms.whole or len(view.decoding) == 0):
                 return False  # another iteration's; the time of this one is for others
@@ -105,7 +105,7 @@ class Filling:
         self.free_tokens -= at_once
         self.prefill.append((row, tokens))
         self.loads += [row] if piece.loaded else []
-        self.shape = piece.shape.with_chunk(piece.history, tokens)
+        self.shape = piece.shape.with_chunk(history, tokens)
         self._chunk_left -= tokens
         self.full = tokens < rest
         return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_slo import clock
+from sglang_slo.core import pages
 from sglang_slo.runtime.sglang.kv import allocated_tokens
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class KvPool:
 
     def free_tokens(self) -> int:
         """Free and evictable KV, and what those hold who can be made to start again."""
-        return self.unheld_tokens() + sum(map(allocated_tokens, self.held))
+        held = sum(pages.whole(allocated_tokens(req), self.page_tokens) for req in self.held)
+        return self.unheld_tokens() + held
 
     def unheld_tokens(self) -> int:
         """Free and evictable KV."""

@@ -185,8 +185,8 @@ class Preemptor:
         if self.line is None:
             return
         seconds = self._iteration_s(batch.reqs)
-        needed_tokens = int(self._ports.requests.table.context_tokens(np.array(rows)).sum())
-        self._held.make_room(needed_tokens, rows=len(rows))
+        context = self._ports.requests.table.context_tokens(np.array(rows))
+        self._held.make_room(int(pages.whole(context, self._kv.page_tokens).sum()), rows=len(rows))
         for row in rows:
             self.swap_ins += self.line.bring_back(row, seconds)
 
