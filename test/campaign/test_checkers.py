@@ -45,8 +45,8 @@ def free_a_page_that_is_held(s: Any) -> Callable[[], None]:
 
 def misplace_a_token(s: Any) -> Callable[[], None]:
     """Two tokens of a request have changed places: each page is somebody's, and the words would be others."""
-    req = next(r for r in holders(s) if r.req_pool_idx is not None and r.kv.kv_allocated_len > 2)
-    row = s.req_to_token_pool.req_to_token[req.req_pool_idx]
+    req = next(r for r in holders(s) if kv.row_of(r) is not None and kv.allocated_tokens(r) > 2)
+    row = s.req_to_token_pool.req_to_token[kv.row_of(req)]
     before = row.clone()
     row[1], row[2] = int(before[2]), int(before[1])
     return lambda: row.copy_(before)
