@@ -2,7 +2,7 @@
 # Makes the environment and passes the tests: lint, format, types, import contracts, then pytest with the arguments given.
 #   scripts/test.sh -m 'not server'     leaves out the tests that start a real server
 #   scripts/test.sh test/core           one room's
-#   SGLANG_SLO_SGLANG=0.5.23            with another SGLang that is supported (env.sh), tests only
+#   SGLANG_SLO_SGLANG=0.5.17            with another SGLang that is supported (env.sh), tests only
 #   SGLANG_SLO_TEST_JOBS=0              how many processes share the tests (default: 2; 0: pytest alone)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

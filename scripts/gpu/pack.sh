@@ -4,8 +4,8 @@
 #   scripts/gpu/pack.sh OUT [--data DIR]
 #
 # For: x86-64, Linux, Python 3.12, torch 2.11.0+cu130, triton, numpy, nvcc of CUDA 13, ninja (`run.sh check` lists
-# everything expected there). Holds: the distributions of bundle.txt at the versions of requirements.lock, this project
-# as an installed distribution (so SGLang finds its entry points), the scripts, and with --data the traces that the
+# everything expected there). Holds: the distributions of bundle.txt at the versions of requirements-0.5.17.lock, this
+# project as an installed distribution (so SGLang finds its entry points), the scripts, and with --data the traces that the
 # ready-made workloads name. Needs a package registry here, a minute or two, and 3 GB of disk while it works.
 # The same checkout and the same files from the registry give the same bytes. Fails if the bundle passes 60 MB.
 #
@@ -14,6 +14,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 limit_bytes=60000000
+lock=$root/requirements-0.5.17.lock # its torch is the GPU hosts'
 python=${SGLANG_SLO_PYTHON:-python3}
 
 die() { echo "pack.sh: $*" >&2; exit 1; }
@@ -39,12 +40,12 @@ mkdir -p "$site"
 
 quiet() { grep -v --line-buffered -e 'is ignored: it is neither a file' -e "as the 'root' user" >&2 || true; }
 
-pins() { # NAME==VERSION for each name of bundle.txt, from requirements.lock
+pins() { # NAME==VERSION for each name of bundle.txt, from the lock file
     awk 'function norm(s) { s = tolower(s); gsub(/[-_.]+/, "-", s); return s }
          { sub(/#.*/, ""); gsub(/[ \t\r]/, "") }
          FNR == NR { split($0, part, "=="); if (part[2] != "") pin[norm(part[1])] = $0; next }
-         $0 != "" { if (!(norm($0) in pin)) { print "not in requirements.lock: " $0 > "/dev/stderr"; exit 1 } print pin[norm($0)] }' \
-        "$root/requirements.lock" "$here/bundle.txt"
+         $0 != "" { if (!(norm($0) in pin)) { print "not in the lock file: " $0 > "/dev/stderr"; exit 1 } print pin[norm($0)] }' \
+        "$lock" "$here/bundle.txt"
 }
 
 fetch() { # the bundled distributions, as they are for the host and not for this machine

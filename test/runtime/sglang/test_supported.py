@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from sglang_slo.runtime.sglang import supported
 
@@ -33,9 +35,17 @@ def test_another_is_refused_with_what_is_accepted(
 ) -> None:
     installed(monkeypatch, version)
     with pytest.raises(
-        supported.UnsupportedError, match=r"accepted: 0\.5\.17, 0\.5\.23; installed: " + (version or "none")
+        supported.UnsupportedError, match=r"accepted: 0\.5\.23, 0\.5\.17; installed: " + (version or "none")
     ):
         supported.check()
+
+
+def test_the_package_depends_on_those_and_no_others() -> None:
+    told = re.search(r'"sglang([<>=!~][^"]*)"', (ROOT / "pyproject.toml").read_text())
+    assert told is not None
+    accepted = SpecifierSet(told[1])
+    between = [f"0.5.{n}" for n in range(10, 40)] + ["0.4.9", "0.6.0", "1.0.0"]
+    assert {version for version in between if version in accepted} == set(supported.SUPPORTED)
 
 
 def test_every_supported_release_has_a_lock_that_pins_it() -> None:

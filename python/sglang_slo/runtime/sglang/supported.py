@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-SUPPORTED = ("0.5.17", "0.5.23")  # the one that is installed by default first
+SUPPORTED = ("0.5.23", "0.5.17")  # the one that is installed by default first
 
 # Flags that not all of them have.
 FLAGS_OF_SOME = (
