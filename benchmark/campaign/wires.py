@@ -36,8 +36,9 @@ GUARDS = {
     *(f"runtime.ports.Trouble.{n}" for n in ("noting", "failed", "happened")),
     "runtime.requests.features.made_true",
     "runtime.scheduler.lifecycle.Lifecycle.results",
-    *(f"runtime.report.loads.{n}" for n in ("waiting", "nobody_away")),
-    "runtime.scheduler.news.News.make",
+    *(f"runtime.report.loads.{n}" for n in ("waiting", "nobody_away", "Counted.waiting_queue")),
+    "runtime.report.request_times.HearingSender.send_output",
+    *(f"runtime.scheduler.news.{n}" for n in ("News.make", "without_ticks")),
 }
 
 

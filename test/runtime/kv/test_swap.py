@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_slo.core.latency import Coefficients, LatencyModel
 from sglang_slo.runtime.kv import host_pool
 from sglang_slo.runtime.kv.host_pool import ArenaHostPool, Extents, SwapMeter, make_host_pool, row_bytes
+from sglang_slo.runtime.kv.swap_cost import SwapCost
 
 relaxed = settings(deadline=None, max_examples=50)
 
@@ -163,3 +168,15 @@ def test_a_meter_without_two_sizes_says_nothing() -> None:
     for _ in range(20):
         meter.saw(1e6, 1.0)
     assert meter.fit() is None
+
+
+@pytest.mark.parametrize("overhead_s", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("rate", [0.0, -1e9, math.nan, math.inf])
+def test_a_price_that_cannot_be_changes_nothing(overhead_s: float, rate: float) -> None:
+    model = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
+    link: Any = SimpleNamespace(meter=None, bytes_per_token=1000.0)
+    cost = SwapCost(None, link)
+    before = cost.priced(model, (2e-3, 1e9))
+    assert before.swap_bytes_per_s == 1e9
+    assert cost.priced(model, (1e-3, rate)) == before
+    assert cost.priced(model, (overhead_s, 1e9)) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,9 @@ class SwapCost:
         return self._link.meter.fit() if self._link is not None and self._link.meter.news else None
 
     def priced(self, model: LatencyModel, swap: tuple[float, float] | None) -> LatencyModel:
-        """`model` with what swapping costs: as rank 0 measured it last, `swap` if that is new."""
-        self._measured = swap or self._measured
+        """`model` with what swapping costs: as rank 0 measured it last, `swap` if that is new and can be."""
+        if swap is not None and 0 <= swap[0] < math.inf and 0 < swap[1] < math.inf:
+            self._measured = swap
         if self._link is None or self._measured is None:
             return model
         overhead_s, rate = self._measured

@@ -95,18 +95,20 @@ class News:
             p.agreed.model = self._preempt.cost.priced(tick.model or p.agreed.model, tick.swap)
 
 
-def split(received: list[Any]) -> tuple[Tick | None, list[Any]]:
-    """The tick of what was received, None without one, and the rest."""
+def without_ticks(received: list[Any]) -> list[Any]:
+    """What SGLang knows of what was received."""
+    return [r for r in received if not isinstance(r, Tick)]
+
+
+def in_one(received: list[Any]) -> Tick | None:
+    """All ticks of what was received, oldest first, as one: the last, with nothing lost of the others; None without any.
+
+    There are several where SGLang held messages back.
+    """
     ticks = [r for r in received if isinstance(r, Tick)]
-    if not ticks:
-        return None, received
-    return in_one(ticks), [r for r in received if not isinstance(r, Tick)]
-
-
-def in_one(ticks: list[Tick]) -> Tick:
-    """Several iterations' news (SGLang may hold messages back), oldest first: the last, with nothing lost of the others."""
-    one = ticks[0]
+    one = ticks[0] if ticks else None
     for tick in ticks[1:]:
+        assert one is not None
         one = replace(
             tick,
             ended=[*one.ended, *tick.ended],

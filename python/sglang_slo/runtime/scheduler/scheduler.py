@@ -159,15 +159,15 @@ class SloScheduler(stock.Scheduler):
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         """Take the tick out of the list and SGLang's requests from the rest."""
-        tick, recv_reqs = news.split(recv_reqs)
-        if tick is None and self.slo_ranks.tp_size == 1:
-            tick = self.make_tick(recv_reqs)
-        if self.slo_on and tick is not None:
+        received, recv_reqs = recv_reqs, news.without_ticks(recv_reqs)
+        if self.slo_on:
             with self._noting("a tick"):
-                self.slo_news.take(tick)
-        if self.slo_on and any(isinstance(r, news.WEIGHTS_CHANGE) for r in recv_reqs):
+                tick = news.in_one(received)
+                if tick is not None or self.slo_ranks.tp_size == 1:
+                    self.slo_news.take(tick or self.make_tick(recv_reqs))
             with self._noting("new weights"):
-                self.slo_preempt.weights_change()
+                if any(isinstance(r, news.WEIGHTS_CHANGE) for r in recv_reqs):
+                    self.slo_preempt.weights_change()
         super().process_input_requests(recv_reqs)
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
