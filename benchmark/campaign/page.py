@@ -33,8 +33,7 @@ def _twin(r: dict[str, Any]) -> str:
         f"invariant checked in each; {_n(tally['finished'])} finished, {_n(tally['aborted'])} were given up by their clients "
         f"or refused. {r['cpu_s']:.0f} s of one core (Python {platform.python_version()}).",
         "",
-        f"{_n(r['faults_tried'])} faults switched on: exceptions in {len(r['entries'])} entries and {len(r['inner'])} inner "
-        "functions, before and after what they do, once and always; and:",
+        _switched_on(r),
         "",
         _table(["done", "times"], [*_faults(tally["faults"]), *sorted(tally["commands"].items())]),
         "",
@@ -50,6 +49,17 @@ def _twin(r: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _switched_on(r: dict[str, Any]) -> str:
+    if not r["faults_tried"]:
+        return "No faults were switched on; what clients and operators did:"
+    inner = any(" inner " in name for name in r["tally"]["faults"])
+    places = f"{len(r['entries'])} entries" + (f" and {len(r['inner'])} inner functions" if inner else "")
+    return (
+        f"{_n(r['faults_tried'])} faults switched on: exceptions in {places}, before and after what they do, once and "
+        "always; and:"
+    )
 
 
 def _faults(faults: dict[str, int]) -> list[tuple[str, int]]:
