@@ -17,6 +17,9 @@ from sglang_slo.core.slo import Slo
 from sglang_slo.twin.bound.least_work import Jobs
 
 
+MOST_STATES = 10_000  # looked at; few of what is drawn have more, but these have very many
+
+
 @dataclass(frozen=True)
 class _Request:
     """Progress of one request. `tokens` produced, the last at `last_s`; `spent` gaps were too long."""
@@ -36,7 +39,7 @@ class _State:
 
 
 def best_attained(jobs: Jobs) -> int:
-    """Most requests that attain under any schedule."""
+    """Most requests that attain under any schedule; where there are too many to try, under those that were tried."""
     return _Search(jobs).best()
 
 
@@ -94,6 +97,8 @@ class _Search:
         done = [not r.lost and r.tokens == self.jobs.output_tokens[i] for i, r in enumerate(state.requests)]
         if all(d or r.lost for d, r in zip(done, state.requests, strict=True)):
             return sum(done)
+        if self.from_here.cache_info().currsize > MOST_STATES:
+            return 0
         best = 0
         for after in self._next_states(state):
             alive = sum(not r.lost for r in after.requests)
