@@ -16,7 +16,6 @@ from functools import lru_cache
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin.bound.least_work import Jobs
 
-
 MOST_STATES = 10_000  # looked at; few of what is drawn have more, but these have very many
 
 
