@@ -148,6 +148,9 @@ def test_one_whose_kv_comes_from_storage_holds_nobody_up(
     assert run.scheduler.slo_observer.snapshot(0.0)["fallbacks"]["count"] == 0
 
 
+@pytest.mark.skipif(
+    not tree.RECEIPTS, reason="the older release compiles its hashes at first use, longer than a run waits"
+)
 def test_with_a_cache_on_disk_more_is_loaded_and_the_tokens_are_stocks(
     storage: list[str], folder: Path, expected: dict[str, list[int]]
 ) -> None:

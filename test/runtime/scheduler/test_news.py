@@ -10,7 +10,7 @@ from fakes import MODEL, FakeRequest, doors, troubles
 from sglang_slo.core.slo import BEST_EFFORT
 from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.ports import Ports, Tick
-from sglang_slo.runtime.scheduler.news import News, split
+from sglang_slo.runtime.scheduler.news import News, in_one, without_ticks
 
 
 class Fit:
@@ -34,8 +34,8 @@ def news(ports: Ports, fit: Fit, lengths: Any = None) -> News:
 def test_a_tick_is_found_wherever_it_is_and_taken_out() -> None:
     tick, other = Tick(1.0), object()
     for received in ([other, tick], [tick, other]):
-        assert split(received) == (tick, [other])
-    assert split([other]) == (None, [other]) and split([]) == (None, [])
+        assert in_one(received) is tick and without_ticks(received) == [other]
+    assert in_one([other]) is None and without_ticks([other]) == [other] and in_one([]) is None
 
 
 def test_lengths_that_raise_cost_their_news_and_nothing_else() -> None:
