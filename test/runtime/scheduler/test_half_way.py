@@ -33,6 +33,8 @@ PLACES: list[tuple[Any, str]] = [
     (SwapLine, "save"),
     (SwapLine, "take"),
     (SwapLine, "bring_back"),
+    (SwapLine, "_hidden"),
+    (SwapLine, "_copied_back"),
     (SwapLine, "landed"),
     (Applier, "prefill"),
     (Applier, "park"),
@@ -141,6 +143,32 @@ def test_no_page_is_lost_half_way(
     argv = [*SMALL, "--slo-preempt", "swap", "--page-size", "16"]
     run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
     assert run.tokens == expected and run.counts["swap"] > 0
+    nothing_left(run.scheduler)
+
+
+def test_a_way_back_whose_price_cannot_be_told_takes_no_kv(
+    folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_back, hidden = SwapLine.bring_back, SwapLine._hidden
+    on_the_way, raises = [False], [3]
+
+    def watched(self: Any, *args: Any) -> bool:
+        on_the_way[0] = True
+        try:
+            return bring_back(self, *args)
+        finally:
+            on_the_way[0] = False
+
+    def broken(self: Any, *args: Any) -> int:
+        if on_the_way[0] and raises[0]:
+            raises[0] -= 1
+            raise ZeroDivisionError
+        return hidden(self, *args)
+
+    monkeypatch.setattr(SwapLine, "bring_back", watched)
+    monkeypatch.setattr(SwapLine, "_hidden", broken)
+    run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
+    assert raises == [0] and run.tokens == expected
     nothing_left(run.scheduler)
 
 

@@ -143,12 +143,11 @@ class SwapLine:
         if w is None:
             return False
         try:
-            self._load(w)
+            self._load(w, iteration_s)
         except RuntimeError as error:  # no room after all, or the device refused
             logger.warning("sglang-slo: request %s could not be brought back: %s", w.req.rid, error)
             w.tries += 1
         else:
-            w.ready = self._planning + self._hidden(w.copy.tokens - held.prefix_tokens(w.req), iteration_s)
             w.agreed = self._ports.ranks.size == 1
             self.out.remove(w)
             self.arriving.append(w)
@@ -162,11 +161,12 @@ class SwapLine:
             self._recompute(w)
         return False
 
-    def _load(self, w: Swapped) -> None:
+    def _load(self, w: Swapped, iteration_s: float) -> None:
         """Slots in whole pages, a row and a lock for `w`, and the copy into them begun; all given back if that raises."""
         kv, req, tokens = self._kv, w.req, w.copy.tokens
         req.init_next_round_input(kv.tree)
         prefix = held.prefix_tokens(req)
+        w.ready = self._planning + self._hidden(tokens - prefix, iteration_s)
         slots = torch.empty(0, dtype=torch.int64, device=kv.rows.device)
         tree.lock_for(kv.tree, req)
         try:
