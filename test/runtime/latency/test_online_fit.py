@@ -88,14 +88,18 @@ def test_iterations_without_a_duration_are_left_out() -> None:
     assert fitting.window.added == 0
 
 
-def test_a_fit_that_fails_leaves_the_model_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_that_fails_leaves_the_model_in_force_and_is_let_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every iteration says that the device is another one."""
+    tries = [0]
+
     def broken(*args: Any) -> None:
+        tries[0] += 1
         raise np.linalg.LinAlgError("not positive definite")
 
     monkeypatch.setattr(online_fit, "fit", broken)
     fitting = OnlineFit(TRUTH.scaled(0.5))
     assert serve(fitting, 200) == []
-    assert fitting.model.coefficients == TRUTH.scaled(0.5).coefficients
+    assert tries == [1] and fitting.model.coefficients == TRUTH.scaled(0.5).coefficients
 
 
 def test_the_same_iterations_give_the_same_models() -> None:

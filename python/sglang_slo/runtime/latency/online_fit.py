@@ -37,7 +37,7 @@ FIRST_REFIT = 8  # iterations: a profile of another model costs every gap until 
 REFIT_EVERY = 256  # iterations, once there have been as many; before, with every doubling
 AFTER_FAILURE = 16_384  # iterations until the next try
 LEVEL = 0.995  # the quantile of measured/predicted that budgets are planned with
-SURPRISES, AMONG = 3, 32  # by chance once in thousands of iterations at `LEVEL`
+SURPRISES, AMONG = 3, 32  # by chance once in 17,000 iterations at `LEVEL`: p (31 over 2) p^2, p = 1 - LEVEL
 IDLE_WEIGHT = 0.1  # of an iteration that found the device idle: its time includes the scheduler's own
 MOST_GROWTH = (
     1.25  # of the time that a refit may take off the safe prediction of any sample, at once, as a factor
@@ -61,6 +61,7 @@ class OnlineFit:
         self._overlap = overlap
         self._log = IterationLog(log)
         self._next = FIRST_REFIT
+        self._rests_until = 0  # after a failure
         self._since = 0  # samples before the device changed last
         self._late: deque[bool] = deque(maxlen=AMONG)  # whether each took longer than planned, since then
 
@@ -88,14 +89,14 @@ class OnlineFit:
 
     def maybe_refit(self) -> LatencyModel | None:
         """The model as refitted now; None if it is not time yet, or if the one in force is as good."""
-        if self.window.added < self._next:
+        if self.window.added < max(self._next, self._rests_until):
             return None
         self._next = self.window.added + min(self.window.added - self._since, REFIT_EVERY)
         try:
             return self._refit()
         except Exception:
             logger.exception("sglang-slo: the latency model could not be refitted; the one in force stays")
-            self._next = self.window.added + AFTER_FAILURE
+            self._rests_until = self.window.added + AFTER_FAILURE
             return None
 
     def _refit(self) -> LatencyModel | None:
