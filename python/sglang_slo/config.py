@@ -127,7 +127,11 @@ class SloConfig:
         None, "shed (HTTP 503) what would wait longer, s; none: never", low=0
     )
     margin: float = _setting(0.05, "share of a gap allowance that is left unused", low=0)
-    idle_cap_ms: float = _setting(200.0, "longest iteration while nobody decodes, ms", low=1)
+    idle_cap_ms: float = _setting(
+        200.0,
+        "longest iteration while nobody decodes, ms; if it costs half of that empty, twice its cost",
+        low=1,
+    )
     confidence_high: float = _setting(0.9, "confidence of length bounds on an idle server", low=0)
     confidence_low: float = _setting(0.6, "confidence of length bounds at and above capacity", low=0)
     lookahead_tokens: int = _setting(

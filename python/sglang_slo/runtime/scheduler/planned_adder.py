@@ -62,23 +62,21 @@ class PlannedAdder(PrefillAdder):
         if req in self._held:  # SGLang has just looked it up, where there is nothing to be found
             kv.prefix_is_own(req, self.tree_cache.req_to_token_pool)
         with self._lock_node(req.last_node):
-            if req not in self._loads:
+            host = tree.host_tokens(self.tree_cache, req) if req in self._loads else 0
+            if not host:
                 req.host_hit_length = 0  # it is computed, and is not to be told as found
-            elif not self._loaded(req, planned):
-                return AddReqResult.NO_TOKEN
-            start = kv.prefix_tokens(req)
-            rest = len(req.full_untruncated_fill_ids) - start
-            tokens = min(planned, rest)
-            if tokens < rest and not features.of(req).cut:  # less is cached than when it was planned
-                tokens = min(rest, max(planned, self._most_chunk_tokens))
-            cut = tokens < rest
-            if cut:
-                tokens = pages.cut(start, tokens, self.page_size)
+            start = kv.prefix_tokens(req) + host
+            tokens, cut = self._piece(req, start, planned)
             # the prefix may have shrunk since it was planned: a second cut in one batch is not possible
             if cut and (has_chunked_req or self.new_chunked_req is not None):
                 return AddReqResult.OTHER
-            if pages.growth(start, tokens, self.page_size) > self._free_tokens():
+            if host + pages.growth(start, tokens, self.page_size) > self._free_tokens():
                 return AddReqResult.NO_TOKEN
+            if host:  # last, as a load that no batch waits for would keep its KV locked
+                req.slo_load_tokens = tree.load_back(self.tree_cache, req)
+                if req.slo_load_tokens < host:  # the rest is computed
+                    self._loads.discard(req)
+                    return self.add_one_req(req, has_chunked_req, truncation_align_size)
             tree.lock_for(self.tree_cache, req)
             self._admitted.append(req)
             self._take(req, tokens)
@@ -86,22 +84,19 @@ class PlannedAdder(PrefillAdder):
                 self.new_chunked_req = req
         return AddReqResult.CONTINUE
 
+    def _piece(self, req: Req, start: int, planned: int) -> tuple[int, bool]:
+        """How many tokens behind `start` are computed now, and whether that leaves some for later."""
+        rest = len(req.full_untruncated_fill_ids) - start
+        tokens = min(planned, rest)
+        if tokens < rest and not features.of(req).cut:  # less is cached than when it was planned
+            tokens = min(rest, max(planned, self._most_chunk_tokens))
+        cut = tokens < rest
+        return (pages.cut(start, tokens, self.page_size) if cut else tokens), cut
+
     def _free_tokens(self) -> int:
         """KV that is left for those who are not taken yet."""
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         return int(free - self._spoken_for)
-
-    def _loaded(self, req: Req, tokens: int) -> bool:
-        """Have KV loaded from host memory, if there is room for it and for `tokens` behind it; False: there is none.
-
-        Without room nothing is begun: a load that no batch waits for would keep its KV locked.
-        """
-        host = tree.host_tokens(self.tree_cache, req)
-        if host + tokens + self.page_size > self._free_tokens():
-            return False
-        if host:
-            req.slo_load_tokens = tree.load_back(self.tree_cache, req)
-        return True
 
     def _take(self, req: Req, tokens: int) -> None:
         start = kv.prefix_tokens(req)
