@@ -13,6 +13,7 @@ from crowded import BOLD, COUNT, MANY, requests
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.plan import Planner
 from sglang_slo.core.table import RequestTable
+from sglang_slo.runtime.kv.held import HeldPrefills
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
@@ -169,6 +170,18 @@ def test_a_way_back_whose_price_cannot_be_told_takes_no_kv(
     monkeypatch.setattr(SwapLine, "_hidden", broken)
     run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
     assert raises == [0] and run.tokens == expected
+    nothing_left(run.scheduler)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", ["hold", "make_room", "entered", "waiting", "_let_go"])
+def test_without_a_tree_nobody_is_lost_half_way(
+    name: str, after: bool, folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_down(monkeypatch, HeldPrefills, name, after)
+    argv = [*SMALL, "--slo-preempt", "swap", "--disable-radix-cache", "--chunked-prefill-size", "16"]
+    run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
+    assert run.tokens == expected
     nothing_left(run.scheduler)
 
 

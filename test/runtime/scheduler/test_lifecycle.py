@@ -33,7 +33,13 @@ def lifecycle(ports: Ports, told: Told) -> Lifecycle:
     look_up = PrefixLookUp(ports.kv, ports.requests.table)
     pins = Pins(ports.kv.tree, ports.requests.table, 100, look_up.look_up)
     life = Lifecycle(
-        ports, look_up, PrefixGroups(), pins, HeldPrefills(ports.kv, ports.requests.table), told, told
+        ports,
+        look_up,
+        PrefixGroups(),
+        pins,
+        HeldPrefills(ports.kv, ports.requests.table, ports.waiting),
+        told,
+        told,
     )
     life.viewer = SimpleNamespace(arrived=lambda req: None)
     return life

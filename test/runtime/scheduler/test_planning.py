@@ -29,7 +29,7 @@ class World:
         self.ports, self.fallbacks, self.shed = ports, [], []
         look_up, groups = PrefixLookUp(ports.kv, ports.requests.table), PrefixGroups()
         pins = Pins(ports.kv.tree, ports.requests.table, 100, look_up.look_up)
-        held = HeldPrefills(ports.kv, ports.requests.table)
+        held = HeldPrefills(ports.kv, ports.requests.table, ports.waiting)
         self.preempt = Preemptor(ports, None, look_up, pins, held)
         self.lifecycle = Lifecycle(ports, look_up, groups, pins, held, None, None)
         self.viewer = self.lifecycle.viewer = Viewer(ports, self.preempt, pins, look_up, self.lifecycle.open)

@@ -2,12 +2,12 @@
 
 What they hold counts as free (`KvPool.free_tokens`), like what a tree could evict, and is taken from them when it is
 needed: from the one set aside longest ago first, which then starts again. So planning sees the same with a tree and without.
-Always: whoever is in `KvPool.held` waits in the queue with a row of its own, and no batch in flight adds to that.
+Always: nobody lets go but whoever waits in the queue: a batch needs what the others have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from sglang_slo.runtime.sglang import kv, tree
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
     from sglang_slo.core.table import RequestTable
-    from sglang_slo.runtime.ports import KvPool
-
-
-def _everyone(req: Req) -> bool:
-    return True
+    from sglang_slo.runtime.ports import KvPool, Waiting
 
 
 class HeldPrefills:
     """Those of one scheduler. The list itself is `pool.held`, in the order in which they were set aside."""
 
-    def __init__(self, pool: KvPool, table: RequestTable) -> None:
-        self._pool, self._table = pool, table
+    def __init__(self, pool: KvPool, table: RequestTable, waiting: Waiting) -> None:
+        self._pool, self._table, self._waiting = pool, table, waiting
+
+    def waiting(self) -> list[Req]:
+        """Those who are in the queue; one in a batch may stay in the list for a while (`entered`)."""
+        if not self._pool.held:
+            return []
+        queue = set(self._waiting.reqs)
+        return [req for req in self._pool.held if req in queue]
 
     def hold(self, req: Req) -> None:
         """`req`, which is half prefilled, waits from now on, and keeps what it has computed."""
@@ -37,19 +40,26 @@ class HeldPrefills:
     def make_room(self, tokens: int, rows: int = 0, spared: Collection[Req] = ()) -> None:
         """Take KV from those set aside, but for the `spared`, until so many tokens and request rows are free."""
         pool = self._pool
-        for req in [req for req in pool.held if req not in spared]:
+        for req in self.waiting():
             if pool.unheld_tokens() >= tokens and pool.rows.available_size() >= rows:
                 return
+            if req not in spared:
+                self._let_go(req)
+
+    def release(self) -> None:
+        """Let go of all: they give back what they hold and compute it again."""
+        for req in self.waiting():
             self._let_go(req)
 
-    def release(self, which: Callable[[Req], bool] = _everyone) -> None:
-        """Let go of all of them, or of some: they give back what they hold and compute it again."""
-        for req in [req for req in self._pool.held if which(req)]:
+    def over(self, req: Req) -> None:
+        """A request is nowhere any more: what it held, if it did, is given back."""
+        if req in self._pool.held and kv.row_of(req) is not None:
             self._let_go(req)
+        self._pool.held.pop(req, None)
 
-    def entered(self, queue: Collection[Req]) -> None:
-        """Those who are in the `queue` no more are in a batch: what they hold is nobody's to take."""
-        for req in set(self._pool.held).difference(queue):
+    def entered(self) -> None:
+        """Those who are in the queue no more are in a batch: what they hold is not to be counted as free."""
+        for req in set(self._pool.held).difference(self._waiting.reqs):
             del self._pool.held[req]
 
     def _let_go(self, req: Req) -> None:

@@ -59,7 +59,8 @@ class Applier:
                 req.finished_reason = FINISH_ABORT(str(error))
             raise
         finally:
-            self._held.entered(self._ports.waiting.reqs)
+            with self._ports.trouble.noting("who is in a batch"):  # which is there, whatever becomes of this
+                self._held.entered()
         if aside is None:
             step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
         elif batch is not None and decoding.is_empty():  # those who decode are in the batch

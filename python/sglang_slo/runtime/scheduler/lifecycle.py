@@ -91,7 +91,7 @@ class Lifecycle:
         with noting("a pin"):
             self._pins.release(row)
         with noting("a held prefill"):
-            self._held.release(lambda other: other is req)
+            self._held.over(req)
         with noting("a shared prefix"):
             self._groups.closed(req.rid, int(self._ports.requests.table.prefix_group[row]))
 

@@ -94,7 +94,7 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     table, capacity = ports.requests.table, ports.kv.capacity_tokens
     look_up, groups = PrefixLookUp(ports.kv, table), PrefixGroups(ports.kv.page_tokens)
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
-    held = HeldPrefills(ports.kv, table)
+    held = HeldPrefills(ports.kv, table, ports.waiting)
     link, lora = _link(s), bool(s.enable_lora)
     preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, held, lora, link)
     lengths = s.make_lengths() if rank0 else None

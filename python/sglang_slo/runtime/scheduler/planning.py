@@ -214,10 +214,8 @@ class Planning:
 
     def _release_held(self) -> None:
         """Stock scheduling knows of nobody who waits and has KV; nor may one be back whose chunk is in flight."""
-        waiting, in_flight = (
-            self._ports.waiting,
-            [r for r in self._ports.kv.held if r.inflight_middle_chunks > 0],
-        )
+        waiting = self._ports.waiting
+        in_flight = [req for req in self._held.waiting() if req.inflight_middle_chunks > 0]
         self._held.release()
         if in_flight:
             waiting.reqs = [req for req in waiting.reqs if req not in in_flight]
