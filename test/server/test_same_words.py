@@ -17,6 +17,7 @@ REQUESTS, FEW = (
     200,
     60,
 )  # few where two ranks and their threads share two cores, or pages make KV run short sooner
+MOST_ROUNDS = 6
 STOCK = ["--model-path", str(demo_model_path()), "--device", "cpu"]
 STOCK += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
 FLOAT32 = ["--dtype", "float32"]
@@ -80,19 +81,21 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_greedy_answers_are_stocks(name: str, expected: list[str], tmp_path: Path) -> None:
+    way, rounds, taken = name.split(",")[0], 0, 0
     with running(tmp_path, *FLOAT32, *RUNS[name]) as ours:
-        if name.startswith("parked"):
-            got = _answers(ours, limits=True)
-        else:
-            got = _answers_to_a_batch(ours, FEW if set(FEWER) <= set(RUNS[name]) else REQUESTS)
-        ours.settle()
-        replica = ours.status()["replicas"][0]
+        # how many are in flight at once, and so whether KV runs short, is the machine's affair: asked until it does
+        while not taken and rounds < MOST_ROUNDS:
+            rounds += 1
+            if way == "parked":
+                got = _answers(ours, limits=True)
+            else:
+                got = _answers_to_a_batch(ours, FEW if set(FEWER) <= set(RUNS[name]) else REQUESTS)
+            assert [i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b] == []
+            ours.settle()
+            replica = ours.status()["replicas"][0]
+            taken = replica["totals"]["parked"] if way == "parked" else replica["now"]["preemptions"].get(way, 0)
         log = ours.log.read_text()
-    taken = replica["totals"]["parked"] if name.startswith("parked") else replica["now"]["preemptions"]
-    way = name.split(",")[0]
-    times = taken if way == "parked" else taken.get(way, 0)
-    assert times > 0, f"the path was not taken, this run shows nothing: {taken}"
-    assert [i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b] == []
+    assert taken > 0, f"the path was not taken in {rounds} rounds, this run shows nothing: {replica['now']}"
     assert replica["fallbacks"]["count"] == 0 and replica["observer_errors"] == 0, log[-3000:]
     kv = replica["now"]["kv"]
     assert kv["free"] + kv["evictable"] == kv["capacity"]  # nothing stays held
