@@ -39,8 +39,9 @@ class Leavers:
     def without(self, positions: np.ndarray) -> Leavers:
         """Those who are left once the ones at `positions` are gone."""
         window = None if self.window_tokens is None else np.delete(self.window_tokens, positions)
-        columns = (name for name in self.__dataclass_fields__ if name != "window_tokens")
-        return Leavers(*(np.delete(getattr(self, name), positions) for name in columns), window_tokens=window)
+        names = [name for name in self.__dataclass_fields__ if name != "window_tokens"]
+        columns = {name: np.delete(getattr(self, name), positions) for name in names}
+        return Leavers(**columns, window_tokens=window)
 
 
 @dataclass(frozen=True)
