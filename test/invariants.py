@@ -134,7 +134,7 @@ def check_kv(s: Any) -> None:
     if s.is_hybrid_ssm and pools.WINDOWS:
         rows = s.req_to_token_pool
         free = rows.mamba_allocator.available_size() + cache.mamba_evictable_size()
-        own = sum(states_of(r) for r in holders(s))
+        own = sum(states_of(r) for r in reqs)  # of one that has ended the tree has it
         _adds_up("states ", (free, cache.mamba_protected_size(), own, 0), rows.mamba_pool.size)
 
 
