@@ -57,6 +57,7 @@ COLUMNS: dict[str, Any] = {
     "prefix_group": np.int64,  # requests whose prompts begin alike share a number; 0: with nobody
     "deferrals": np.int8,  # times it let another of its group compute their prefix first
     "mixable": np.bool_,  # may share an iteration with decodes (SGLang cannot mix log-probabilities)
+    "splittable": np.bool_,  # may sit out while others of its batch decode
     "cuttable": np.bool_,  # its prefill may be done in pieces (SGLang keeps the hidden states of the last one only)
 }
 
@@ -100,6 +101,7 @@ class RequestTable:
     deferrals: np.ndarray
     mixable: np.ndarray
     cuttable: np.ndarray
+    splittable: np.ndarray
 
     def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14, page_tokens: int = 1) -> None:
         self._free = list(range(capacity))
@@ -138,6 +140,7 @@ class RequestTable:
             getattr(self, name)[row] = -math.inf
         self.mixable[row] = True
         self.cuttable[row] = True
+        self.splittable[row] = True
         self.log_quantiles[row] = quantiles
         self.promise(row, slo, arrival_s)
         return row
