@@ -208,7 +208,27 @@ TABLE = (
         "decisions are skipped",
         _is("num_continuous_decode_steps", 1),
     ),
-    Row("hybrid and sliding-window caches, encoder-decoder models", STOCK, "KV is freed inside a request"),
+    Row(
+        "models with sliding windows (gpt-oss, Llama 4, Gemma 4), SGLang 0.5.23",
+        HONOURED,
+        "each pool of KV has a forecast of its own; nobody is swapped: --slo-host-kv-gb has no effect",
+    ),
+    Row(
+        "models with recurrent states (Qwen3-Next, Qwen3.5, Nemotron-H, Kimi-Linear)",
+        STOCK,
+        "an unfinished request's state is not the prefix tree's to keep",
+    ),
+    Row(
+        "these models on SGLang 0.5.17",
+        STOCK,
+        "each kind of pool has a prefix tree of its own there",
+    ),
+    Row(
+        "these models with --disable-radix-cache, --enable-hierarchical-cache or pools that share memory; DeepSeek-V4",
+        STOCK,
+        "KV is given back in other ways there",
+    ),
+    Row("encoder-decoder models", STOCK, "KV is kept for two sequences"),
 )
 
 
@@ -235,12 +255,13 @@ def uncovered(scheduler: Any, config: SloConfig) -> str | None:
         reasons.append("the model generates no tokens")
     if scheduler.model_config.is_encoder_decoder:
         reasons.append("the model is an encoder-decoder")
-    from sglang_slo.runtime.sglang.tree import (
-        KNOWN_CACHES,  # SGLang's own modules: not before a server starts
-    )
+    from sglang_slo.runtime.sglang import pools  # SGLang's own modules: not before a server starts
+    from sglang_slo.runtime.sglang.tree import KNOWN_CACHES
 
     cache = type(scheduler.tree_cache).__name__
-    if scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm or cache not in KNOWN_CACHES:
+    if several := pools.unknown(scheduler):
+        reasons.append(several)
+    elif cache not in KNOWN_CACHES:
         reasons.append(f"its KV cache is a {cache}; known: {', '.join(KNOWN_CACHES)}")
     return "; ".join(reasons) or None
 

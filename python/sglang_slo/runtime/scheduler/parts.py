@@ -25,6 +25,7 @@ from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
 from sglang_slo.runtime.scheduler.news import News
 from sglang_slo.runtime.scheduler.planning import Planning
 from sglang_slo.runtime.scheduler.viewer import Viewer
+from sglang_slo.runtime.sglang import pools
 from sglang_slo.runtime.sglang.settings import resolved
 
 if TYPE_CHECKING:
@@ -61,7 +62,15 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
     """The doors of one scheduler."""
     s = scheduler
     slots, page_tokens = s.token_to_kv_pool_allocator, int(s.token_to_kv_pool_allocator.page_size)
-    kv = KvPool(s.tree_cache, slots, s.req_to_token_pool, int(s.max_total_num_tokens), page_tokens)
+    kv = KvPool(
+        s.tree_cache,
+        slots,
+        s.req_to_token_pool,
+        int(s.max_total_num_tokens),
+        page_tokens,
+        window=pools.window_of(s),
+        grid_tokens=pools.grid_tokens(s),
+    )
     return Ports(
         kv=kv,
         waiting=EngineQueue(s),
@@ -96,7 +105,9 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
     held = HeldPrefills(ports.kv, table, ports.waiting)
     link, lora = _link(s), bool(s.enable_lora)
-    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, held, lora, link)
+    several = s.is_hybrid_swa or s.is_hybrid_ssm  # a copy has one pool's KV
+    host = None if several else s.make_host_pool()
+    preempt = Preemptor(ports, host, look_up, pins, held, lora, link)
     lengths = s.make_lengths() if rank0 else None
     lifecycle = Lifecycle(ports, look_up, groups, pins, held, reporter, lengths)
     viewer = lifecycle.viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open)

@@ -66,8 +66,10 @@ def run(
     name: str | None = None,
     watcher: type | None = None,
     allow_fallbacks: bool = False,
+    model: dict[str, Any] | None = None,
 ) -> RunResult:
-    """Run the whole workload and return its record. `argv`: stock's flags and --slo-*; `watcher`: for tests.
+    """Run the whole workload and return its record. `argv`: stock's flags and --slo-*; `watcher` and `model`, what of the
+    model's configuration differs: for tests.
 
     Raises SystemExit on unknown flags, ConfigError on bad settings, StuckError if the scheduler hangs, and
     FallbackError if stock scheduling had to take an iteration, unless that is allowed.
@@ -78,10 +80,9 @@ def run(
     recorder = Recorder(workload, engine)
     began = time.perf_counter()
     with seam(), hierarchical(engine), _virtual_time(engine, slo, workload) as folder:
-        server_args = _server_args(server_argv, workload, folder)
+        server_args = _server_args(server_argv, workload, folder, model)
         process.publish(server_args)
-        cls = virtual(_scheduler_class(scheduler), workload, recorder, watcher)
-        built = process.build(cls, server_args)
+        built = process.build(virtual(_scheduler_class(scheduler), workload, recorder, watcher), server_args)
         logging.getLogger("sglang").setLevel(logging.ERROR)
         built.run_event_loop()
     fallbacks = _fallbacks(built, allow_fallbacks)
@@ -164,11 +165,13 @@ def _virtual_time(engine: VirtualEngine, slo: SloConfig, workload: Workload) -> 
             destroy_distributed_environment()
 
 
-def _server_args(argv: list[str], workload: Workload, folder: Path) -> ServerArgs:
+def _server_args(
+    argv: list[str], workload: Workload, folder: Path, model: dict[str, Any] | None = None
+) -> ServerArgs:
     parser = argparse.ArgumentParser(prog="twin", allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
     fixed: dict[str, Any] = {
-        "--model-path": write_model(folder / "model", _context_tokens(workload)),
+        "--model-path": write_model(folder / "model", _context_tokens(workload), model),
         "--load-format": "dummy",
         "--device": "cpu",
         "--attention-backend": "torch_native",

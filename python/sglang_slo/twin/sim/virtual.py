@@ -22,7 +22,7 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.runtime.requests.lengths import ArrivingLengths, length_folder
 from sglang_slo.runtime.scheduler.planning import EVERYONE_DECODES
-from sglang_slo.runtime.sglang import process
+from sglang_slo.runtime.sglang import pools, process
 from sglang_slo.twin import predictors
 from sglang_slo.twin.sim.feeder import Feeder
 from sglang_slo.twin.sim.host_pool import VirtualHostPool
@@ -125,7 +125,7 @@ class _Virtual:
         return result
 
     def _twin_free(self: Any) -> int:
-        return int(self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size())
+        return pools.free_tokens(self.token_to_kv_pool_allocator, self.tree_cache)
 
     def process_batch_result(self: Any, batch: Any, result: Any) -> None:
         self.twin_recorder.engine.take_result(result.end_s)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _TOKEN = 5  # what the model always says
 
 
-def write_model(folder: Path, context_tokens: int) -> Path:
-    """Write the configuration of the placeholder model into `folder` and return it."""
+def write_model(folder: Path, context_tokens: int, model: dict[str, Any] | None = None) -> Path:
+    """Write the configuration of the placeholder model into `folder` and return it. `model`: what of it is another."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -48,6 +48,7 @@ def write_model(folder: Path, context_tokens: int) -> Path:
         "hidden_act": "silu",
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
+        **(model or {}),
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
