@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_slo import clock
 from sglang_slo.core.plan import Planner
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime.kv.held import HeldPrefills
-from sglang_slo.runtime.kv.host_pool import HostLink, measured_link
+from sglang_slo.runtime.kv.host_pool import HostLink, HostPool, measured_link
 from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.prefix_pins import Pins
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from sglang_slo.config import SloConfig
     from sglang_slo.core.latency import LatencyModel
     from sglang_slo.runtime.requests.lengths import ArrivingLengths
+
+logger = logging.getLogger(__name__)
 
 MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
 
@@ -105,9 +108,7 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
     held = HeldPrefills(ports.kv, table, ports.waiting)
     link, lora = _link(s), bool(s.enable_lora)
-    several = s.is_hybrid_swa or s.is_hybrid_ssm  # a copy has one pool's KV
-    host = None if several else s.make_host_pool()
-    preempt = Preemptor(ports, host, look_up, pins, held, lora, link)
+    preempt = Preemptor(ports, _host_pool(s, config), look_up, pins, held, lora, link)
     lengths = s.make_lengths() if rank0 else None
     lifecycle = Lifecycle(ports, look_up, groups, pins, held, reporter, lengths)
     viewer = lifecycle.viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open)
@@ -131,3 +132,12 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
         held=held,
         gauges=GaugeReader(ports, preempt, viewer, fit.metrics, lengths, observer.lately),
     )
+
+
+def _host_pool(s: Any, config: SloConfig) -> HostPool | None:
+    """Room on the host for KV of preempted requests; None: nobody is swapped."""
+    if not (s.is_hybrid_swa or s.is_hybrid_ssm):
+        return s.make_host_pool()
+    if config.host_kv_gb > 0:
+        logger.warning("--slo-host-kv-gb has no effect: a copy would have the KV of one pool alone")
+    return None
