@@ -89,7 +89,8 @@ class Filling:
         newcomer = row != view.chunked
         if newcomer and (self.slots <= 0 or not self._in_time(row, context)):
             return self._refuse()
-        at_once, charge = self._kv(row, history, tokens, max(context, history + rest))
+        whole = max(context, history + rest) + table.step.spare_tokens
+        at_once, charge = self._kv(row, history, tokens, whole)
         need = view.pool.need(
             row, charge, far=terms.far, keep_free=terms.keep_free, overdraft=terms.overdraft
         )
