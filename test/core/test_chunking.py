@@ -56,6 +56,33 @@ def test_whoever_sits_out_comes_first_before_its_own_limit(n: int, limit: float,
     assert (worst <= tbt + 0.01).all()
 
 
+@given(st.integers(2, 8), st.floats(0.016, 0.03), st.integers(0, 2**32))
+def test_where_a_turn_costs_as_much_as_everyone_nobody_takes_turns(n: int, limit: float, seed: int) -> None:
+    """Limits near what a decode of one takes: one by one they would all be late, together all are in time."""
+    fixed = LatencyModel(Coefficients(6e-3, 12e-3, 27e-6, 1.3e-9, 0.0, 0.0, 4e-4))
+    tbt, now, worst = np.full(n, limit), 0.0, np.zeros(n)
+    last = -np.random.default_rng(seed).uniform(0.0, limit, n)  # some are late already
+    for k in range(100):
+        choice = choose_decodes(allowances_s(last, tbt, now, 0.0), np.full(n, 100), fixed, True)
+        now += fixed.iteration_s(choice.shape)
+        who = np.arange(n) if choice.positions is None else choice.positions
+        worst[who] = np.maximum(worst[who], now - last[who]) if k else 0.0
+        last[who] = now
+    assert (worst <= limit).all()
+
+
+@given(st.lists(st.tuples(st.floats(-0.05, 0.5), st.integers(100, 40_000)), min_size=1, max_size=40))
+def test_whoever_sits_out_is_served_in_time_in_turns(rows: list[tuple[float, int]]) -> None:
+    allowance, contexts = np.array([a for a, _ in rows]), np.array([c for _, c in rows])
+    choice = choose_decodes(allowance, contexts, MODEL, True)
+    if choice.positions is None:
+        return
+    turn_s = MODEL.iteration_s(choice.shape)
+    rest = np.sort(np.delete(allowance, choice.positions))
+    for place, left_s in enumerate(rest):
+        assert left_s >= (2 + place // choice.requests) * turn_s
+
+
 def test_what_a_request_costs_whatever_its_length_counts_for_admission() -> None:
     """U = (t0 + w) / L + sum (c_req + c_kv context) / l_i: 5 ms in 50, and 1 ms in 50 for each request."""
     per_request = LatencyModel(replace(MODEL.coefficients, c_req=1e-3, c_kv=0.0))

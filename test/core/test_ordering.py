@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from random import Random
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_slo.core.ordering import FairShareQueue, edf_feasible_first, feasible_set
+from sglang_slo.core.ordering import (
+    FairShareQueue,
+    deadline_order,
+    edf_feasible_first,
+    feasible_set,
+    inserted,
+)
 
 # whole numbers: their sums are exact, so that in time is in time
 jobs = st.lists(
@@ -102,3 +109,15 @@ def test_no_more_important_job_is_dropped_than_without_the_less_important(
     top = np.flatnonzero(ranks == 2)
     alone = feasible_set(deadlines[top], works[top], 0.0)
     assert keep[top].sum() == alone.sum()
+
+
+@given(st.lists(st.sampled_from([1.0, 2.0, 3.0, np.inf]), min_size=1, max_size=12), st.randoms())
+def test_one_is_put_where_sorting_would_put_it(deadlines: list[float], random: Random) -> None:
+    seq = np.array(random.sample(range(100), len(deadlines)))
+    deadline_s, rows = np.array(deadlines), np.arange(len(deadlines))
+    order = deadline_order(deadline_s[1:], seq[1:])
+    others = rows[1:] if order is None else rows[1:][order]
+    assert (
+        deadline_order(*(column[inserted(others, 0, deadline_s, seq)] for column in (deadline_s, seq)))
+        is None
+    )

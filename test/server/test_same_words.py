@@ -93,7 +93,9 @@ def test_greedy_answers_are_stocks(name: str, expected: list[str], tmp_path: Pat
             assert [i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b] == []
             ours.settle()
             replica = ours.status()["replicas"][0]
-            taken = replica["totals"]["parked"] if way == "parked" else replica["now"]["preemptions"].get(way, 0)
+            taken = (
+                replica["totals"]["parked"] if way == "parked" else replica["now"]["preemptions"].get(way, 0)
+            )
         log = ours.log.read_text()
     assert taken > 0, f"the path was not taken in {rounds} rounds, this run shows nothing: {replica['now']}"
     assert replica["fallbacks"]["count"] == 0 and replica["observer_errors"] == 0, log[-3000:]

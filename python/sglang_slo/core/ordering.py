@@ -22,7 +22,7 @@ from sglang_slo.core.table import RequestTable
 
 # Moore's rule looks at so many requests at most, the ones with the nearest deadlines: those behind are not
 # reached within an iteration anyway, and planning stays under a millisecond with thousands waiting.
-MOORE_WINDOW = 512
+MOORE_WINDOW = 256
 CRITICAL_SHARE = 0.5  # of a first-token limit, at most, is left to a critical request
 CRITICAL_S = 2.0  # is left, at most, to a critical request that comes back
 LONGEST_ITERATION_S = 2.0  # between two looks at their line; what is longer was idle
@@ -46,24 +46,30 @@ def feasible_set(
         return keep
     window = candidates[:MOORE_WINDOW]
     ranks = None if importance is None else importance[window]
-    keep[window[_dropped(deadline_s[window], work_s[window], start_s, ranks)]] = False
+    sure = min(int(np.argmax(late)), len(window))
+    keep[window[_dropped(deadline_s[window], work_s[window], start_s, ranks, sure)]] = False
     return keep
 
 
 def _dropped(
-    deadline_s: np.ndarray, work_s: np.ndarray, start_s: float, ranks: np.ndarray | None
+    deadline_s: np.ndarray, work_s: np.ndarray, start_s: float, ranks: np.ndarray | None, sure: int
 ) -> list[int]:
-    """Positions that Moore's rule drops, with the least important of `ranks` first where there are any."""
+    """Positions that Moore's rule drops, with the least important of `ranks` first where there are any.
+
+    Up to position `sure` nobody is late yet.
+    """
     # who is dropped first: the least important, of these the largest, of these the last
     keys = (-np.arange(len(work_s)), -work_s)
     first = np.lexsort(keys if ranks is None else (*keys, ranks))
     place = np.empty_like(first)
     place[first] = np.arange(len(first))
     by_place, works = first.tolist(), work_s.tolist()
-    kept: list[int] = []  # heap of places
-    t = start_s
+    places = place.tolist()
+    kept = places[:sure]
+    heapq.heapify(kept)
+    t = sum(works[:sure], start_s)
     dropped: list[int] = []
-    for mine, work, deadline in zip(place.tolist(), works, deadline_s.tolist(), strict=True):
+    for mine, work, deadline in zip(places[sure:], works[sure:], deadline_s[sure:].tolist(), strict=True):
         t += work
         if t <= deadline:
             heapq.heappush(kept, mine)
@@ -207,3 +213,17 @@ def deadline_order(deadline_s: np.ndarray, seq: np.ndarray) -> np.ndarray | None
         return None
     order = np.argsort(seq, kind="stable")
     return order[np.argsort(deadline_s[order], kind="stable")]
+
+
+def inserted(rows: np.ndarray, row: int, deadline_s: np.ndarray, seq: np.ndarray) -> np.ndarray:
+    """`rows` int[n], which are in deadline order (`deadline_order`), with one more in its place; int[n + 1].
+
+    `deadline_s` and `seq` are columns of the table.
+    """
+    deadlines = deadline_s[rows]
+    first, end = (
+        np.searchsorted(deadlines, deadline_s[row], "left"),
+        np.searchsorted(deadlines, deadline_s[row], "right"),
+    )
+    place = first + np.searchsorted(seq[rows[first:end]], seq[row])
+    return np.concatenate((rows[:place], [row], rows[place:]))

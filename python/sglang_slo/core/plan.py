@@ -33,7 +33,8 @@ SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit
 MIN_CAP_FACTOR = (
     2.0  # and never below so many times what an iteration takes for its own sake: half of it is work
 )
-MAX_PREFILL_STARVATION_S = 2.0  # so long at most decodes leave no time for any prefill
+# so long at most decodes leave no time for any prefill: a quarter of the tightest TTFT limit, within these bounds
+MIN_PREFILL_STARVATION_S, MAX_PREFILL_STARVATION_S = 0.25, 2.0
 STARVED_CHUNK_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
 MAX_ROOM_REQUESTS = 4  # refused requests that room is looked for, in one iteration
@@ -110,7 +111,8 @@ class Planner:
         ranking = replace(ranking, infeasible=ranking.infeasible[~refused])
         line = self.lines.line(view, budget, ranking, fitting_tokens)
         filling = self._filled(view, budget, line)
-        starved = view.base_s - self._prefilled_s > MAX_PREFILL_STARVATION_S
+        longest_s = min(max(view.tightest_ttft_s / 4, MIN_PREFILL_STARVATION_S), MAX_PREFILL_STARVATION_S)
+        starved = view.base_s - self._prefilled_s > longest_s
         if filling.out_of_time and (decodes is None or starved):
             budget = self._least_budget(view, budget)
             filling = self._filled(view, budget, line)

@@ -59,6 +59,7 @@ COLUMNS: dict[str, Any] = {
     "prefix_group": np.int64,  # requests whose prompts begin alike share a number; 0: with nobody
     "deferrals": np.int8,  # times it let another of its group compute their prefix first
     "mixable": np.bool_,  # may share an iteration with decodes (SGLang cannot mix log-probabilities)
+    "splittable": np.bool_,  # may sit out while others of its batch decode
     "cuttable": np.bool_,  # its prefill may be done in pieces (SGLang keeps the hidden states of the last one only)
 }
 
@@ -103,6 +104,7 @@ class RequestTable:
     deferrals: np.ndarray
     mixable: np.ndarray
     cuttable: np.ndarray
+    splittable: np.ndarray
 
     def __init__(
         self,
@@ -151,6 +153,7 @@ class RequestTable:
             getattr(self, name)[row] = -math.inf
         self.mixable[row] = True
         self.cuttable[row] = True
+        self.splittable[row] = True
         self.log_quantiles[row] = quantiles
         self.promise(row, slo, arrival_s)
         return row

@@ -18,7 +18,11 @@ from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 import real_scheduler as real
+from sglang_slo.config import SloConfig
+from sglang_slo.core.latency import Coefficients, LatencyModel
+from sglang_slo.core.slo import Slo
 from sglang_slo.runtime.requests import batches, features, penalties
+from sglang_slo.runtime.requests.registry import RequestBook
 
 EOS = 1
 TOKENIZER = SimpleNamespace(additional_stop_token_ids=None, eos_token_id=EOS)
@@ -244,6 +248,27 @@ def test_a_penalty_that_is_not_known_keeps_its_request_where_it_is(monkeypatch: 
     assert features.of(other) == features.ALL
     permits = features.of(one)
     assert not (permits.leave or permits.swap or permits.split or permits.mix)
+    book = RequestBook(SloConfig())
+    model = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
+    rows = [book.open(req, Slo(), 0.0, model) for req in (one, other)]
+    assert book.table.splittable[rows].tolist() == [False, True]
+
+
+def test_nobody_sits_out_beside_one_that_may_not_be_split_from_its_batch(folder: Path) -> None:
+    seen: list[bool] = []
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        running = scheduler.running_batch
+        if len(running.reqs) > 2 and not seen:
+            table = scheduler.slo_ports.requests.table
+            for splittable in (True, False):
+                table.splittable[running.reqs[1].slo_row] = splittable
+                seen.append(scheduler.slo_viewer.view(running).may_sit_out)
+        return requests(8) if iteration == 1 else []
+
+    argv = ["--max-total-tokens", "4000", "--disable-overlap-schedule", *EXACT]
+    real.run(script, len(FEATURES), argv, folder, True, TOKENIZER)
+    assert seen == [True, False]
 
 
 def _req(**params: Any) -> Req:

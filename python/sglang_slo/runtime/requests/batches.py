@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sglang.srt.managers.schedule_batch import Req
 
 from sglang_slo.runtime.requests import penalties
 from sglang_slo.runtime.requests.features import names
@@ -55,15 +54,8 @@ NOT_DIVIDED = names(
 )
 
 
-BEAMS = (
-    "beam_group" in Req.__init__.__code__.co_names
-)  # whether this SGLang searches beams; asked in every planning
-
-
 def can_split(batch: ScheduleBatch) -> bool:
-    """Not with a penalty that this package does not know: only SGLang's own can be counted anew. Not beam searches."""
-    if BEAMS and any(req.beam_group is not None for req in batch.reqs):
-        return False
+    """Not with a penalty that this package does not know: only SGLang's own can be counted anew."""
     asked = batch.sampling_info.penalizer_orchestrator
     if not asked.is_required:
         return True

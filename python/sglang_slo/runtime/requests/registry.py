@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -19,16 +18,14 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.load import RecentLimits
-from sglang_slo.core.ordering import deadline_order
 from sglang_slo.core.slo import GapRule, Slo
 from sglang_slo.core.steps import PLAIN, BurstLength, DecodeStep
 from sglang_slo.core.table import RequestTable
 from sglang_slo.runtime.requests import features
+from sglang_slo.runtime.requests.waiting_rows import WaitingRows
 
 # a request that never passed through the queue has no row
 Req.slo_row = -1
-
-_row_of = attrgetter("slo_row")
 
 
 @dataclass(slots=True)
@@ -71,7 +68,7 @@ class RequestBook:
         self.recent_ttft = RecentLimits()
         self._version = 0  # changes with every row that is given or taken back
         self._known: deque[Seen] = deque(maxlen=3)  # the batches seen last
-        self._queue: tuple[list[Req], np.ndarray] = ([], np.zeros(0, np.int64))
+        self._waiting = WaitingRows(self.table)
 
     # -- requests
 
@@ -94,6 +91,7 @@ class RequestBook:
             # of a burst in flight, a grammar knows the tokens only when its own decode is launched
             mixable = permits.mix and not (self.table.step.bursts and features.has_grammar(req))
             self.table.mixable[row], self.table.cuttable[row] = mixable, permits.cut
+            self.table.splittable[row] = permits.split
             self._due_for_the_end(row, model)
             if limits.ttft_s < np.inf:
                 self.recent_ttft.arrived(arrival_s, limits.ttft_s)
@@ -157,19 +155,13 @@ class RequestBook:
         self._known.append(found)
         return found
 
-    def waiting_rows(self, queue: list[Req]) -> np.ndarray:
-        """Rows of the waiting requests by deadline, then arrival, int[n]; -1 for any that has none yet.
+    def planned(self, rows: list[int]) -> None:
+        """Note whose prefill is planned: whoever of them waited leaves the queue."""
+        self._waiting.planned(rows)
 
-        Remembered until the queue changes: comparing two lists of the same objects costs next to nothing.
-        """
-        if self._queue[0] == queue:
-            return self._queue[1]
-        rows = np.fromiter(map(_row_of, queue), np.int64, len(queue))  # there may be thousands
-        if len(rows) and rows.min() < 0:
-            return rows
-        order = deadline_order(self.table.deadline_s[rows], self.table.seq[rows])
-        self._queue = queue.copy(), rows if order is None else rows[order]
-        return self._queue[1]
+    def waiting_rows(self, queue: list[Req]) -> np.ndarray:
+        """Rows of the waiting requests by deadline, then arrival, int[n]; -1 for any that has none yet."""
+        return self._waiting.of(queue)
 
     def launch(self, launch: Launch) -> None:
         """Note an iteration that was just launched; its requests' last token is predicted at its end."""

@@ -32,4 +32,7 @@ class PlanLog:
             return
         decode = "all" if plan.decode is None else ",".join(str(i) for i in plan.decode.tolist())
         prefill = ",".join(f"{row}:{tokens}" for row, tokens in plan.prefill)
-        self._out.write(f"{iteration} {now_s!r} prefill={prefill} decode={decode} mixed={plan.mixed}\n")
+        times = f"predicted_s={plan.predicted_s:.6f} budget_s={plan.budget_s:.6f}"
+        self._out.write(
+            f"{iteration} {now_s!r} prefill={prefill} decode={decode} mixed={plan.mixed} {times}\n"
+        )

@@ -190,6 +190,7 @@ class Planning:
         if plan.overdue >= 0:
             stays_s = STAY_SHARE * (p.settings.lost_wait_s or 0.0)
             p.requests.table.stays_until_s[plan.overdue] = p.agreed.now_s + stays_s
+        p.requests.planned([row for row, _ in plan.prefill])
         for row, _ in plan.prefill:
             self._pins.release(row)
         return plan

@@ -13,6 +13,7 @@ from sglang_slo.core.kv.ledger import UNBOUNDED, Ledger
 from sglang_slo.core.kv.pool import Pool
 from sglang_slo.core.kv.preemption import most_growth_tokens
 from sglang_slo.core.kv.reserve import Reserve
+from sglang_slo.core.ordering import inserted
 from sglang_slo.core.view import View
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.sglang import kv, tree
@@ -61,7 +62,8 @@ class Viewer:
         waiting = self._waiting_rows()
         decoding = book.rows(running_batch.reqs)
         self._bound_lengths(decoding)
-        may_split = running_batch.is_empty() or batches.can_split(running_batch)
+        splittable = bool(table.splittable[decoding].all())
+        may_split = splittable and (running_batch.is_empty() or batches.can_split(running_batch))
         return View(
             table=table,
             waiting=waiting,
@@ -150,7 +152,11 @@ class Viewer:
             rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
         if tree.has_storage(self._ports.kv.tree):
             rows = np.array([row for row in rows if self._look_up.ready(book.reqs[row])], np.int64)
-        return rows if cut is None else np.concatenate(([cut.slo_row], rows))
+        if cut is None:
+            return rows
+        if by_deadline:
+            return inserted(rows, cut.slo_row, book.table.deadline_s, book.table.seq)
+        return np.concatenate(([cut.slo_row], rows))
 
     def arrived(self, req: Req) -> None:
         """Count a request that has just come: what comes with a deadline lets others expect more of it."""
