@@ -139,7 +139,7 @@ TABLE = (
         "--speculative-algorithm with --slo-host-kv-gb > 0",
         REFUSED,
         "the draft model's KV would stay behind: preempted requests are computed again",
-        lambda args, config: bool(args.speculative_algorithm) and config.host_kv_gb > 0,
+        lambda args, config: _speculates(args, *SPECULATES) and config.host_kv_gb > 0,
     ),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
     Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from sglang_slo.twin.workloads.workload import Workload
 
-# The draft model's passes: of those that draft one token each, and the one over what was verified or prefilled.
-NO_DRAFT_MODEL = ("NGRAM",)
+
+NO_DRAFT_MODEL = ("NGRAM",)  # its drafts are looked up
 
 
 class Acceptance:
@@ -68,6 +68,7 @@ class SpeculatingWorker(BaseSpecWorker):
         runner = target_worker.model_runner
         self._algorithm = runner.spec_algorithm
         self._most = int(overlap_utils.get_spec().speculative_num_draft_tokens)
+        # passes of a draft model: one over what is prefilled; of a step one for each draft, and one over what was verified
         self._drafts = 0 if self._algorithm.name in NO_DRAFT_MODEL else 1
         self.acceptance = Acceptance(target_worker.recorder.workload)
 

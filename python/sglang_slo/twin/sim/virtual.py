@@ -51,7 +51,7 @@ def _launch(self: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
     self.forward_ct += 1
     batch.forward_iter = self.forward_ct
     batch.launch_ts = time.monotonic()
-    if self.spec_algorithm.is_some():
+    if not self.spec_algorithm.is_none():
         return speculation.launch(self, batch)
     # What resolving the inputs would have consumed:
     batch.prefill_input_ids_cpu = batch.mix_running_indices = None
