@@ -10,7 +10,7 @@ import real_scheduler as real
 from crowded import BOLD, COUNT, MANY, POOL, requests
 from sglang_slo.runtime.sglang import speculation
 
-if not speculation.TELLS_OF_MIXING:
+if not speculation.COVERED:
     pytest.skip("stock scheduling on this SGLang", allow_module_level=True)
 
 from speculating import EAGLE, for_real

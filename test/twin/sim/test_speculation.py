@@ -17,7 +17,7 @@ from sglang_slo.twin.sim import driver
 from sglang_slo.twin.sim.speculation import Acceptance
 from sglang_slo.twin.workloads.workload import Workload, load_workload
 
-pytestmark = pytest.mark.skipif(not speculation.TELLS_OF_MIXING, reason="stock scheduling on this SGLang")
+pytestmark = pytest.mark.skipif(not speculation.COVERED, reason="stock scheduling on this SGLang")
 
 CHAIN = [
     "--speculative-num-steps",

@@ -166,7 +166,7 @@ TABLE = (
         "--speculative-algorithm on an SGLang that mixes no speculative decodes with prefill (0.5.17)",
         STOCK,
         "it has not been tried there",
-        lambda args, config: bool(args.speculative_algorithm) and not _tells_of_mixing(),
+        lambda args, config: bool(args.speculative_algorithm) and not _covered(),
     ),
     Row(
         "--speculative-algorithm DFLASH, DSPARK, UNO, FROZEN_KV_MTP, or one that a plugin brings",
@@ -308,10 +308,10 @@ def _matching(what: str, server_args: Any, config: SloConfig) -> Iterator[Row]:
             yield row
 
 
-def _tells_of_mixing() -> bool:
-    from sglang_slo.runtime.sglang.speculation import TELLS_OF_MIXING
+def _covered() -> bool:
+    from sglang_slo.runtime.sglang.speculation import COVERED
 
-    return TELLS_OF_MIXING
+    return COVERED
 
 
 def _rust_server() -> bool:

@@ -11,6 +11,7 @@ from sglang.srt.mem_cache import allocation_sizing
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 TELLS_OF_MIXING = hasattr(SpeculativeAlgorithm, "supports_mixed_chunk")
+COVERED = TELLS_OF_MIXING  # whether it is scheduled by deadline on this release
 
 
 def on(scheduler: Any) -> bool:
