@@ -196,17 +196,19 @@ class RequestTable:
             mean (tpot)      first + n tpot: never behind on the way is enough to end within the mean
             end to end       last + (end - last) / steps still expected: what is left, spread evenly
 
-        `margin`: the share of each limit (of one token's, where it is a pace) that is left unused.
+        `margin`: the share of each limit that is left unused; where it is a pace, of the time of all tokens so far, but no
+        more than one token's: what is late on its way to the client is the last token, whichever it is.
         """
         last, n = self.last_token_s[rows], self.out_tokens[rows] + self.inflight_tokens[rows]
         first = np.where(self.first_token_s[rows] > -math.inf, self.first_token_s[rows], last)
         tbt, tpot = self.tbt_s[rows], self.tpot_s[rows]
+        paced_n = n - np.minimum(margin * n, 1.0)
         due: np.ndarray = last + tbt * (1 - margin)
         paced = self.gap_rule[rows] == GapRule.PACE
         if paced.any():
-            due = np.where(paced & np.isfinite(tbt), first + (n - margin) * np.where(paced, tbt, 0.0), due)
+            due = np.where(paced & np.isfinite(tbt), first + paced_n * np.where(paced, tbt, 0.0), due)
         if np.isfinite(tpot).any():
-            due = np.minimum(due, first + (n - margin) * tpot)
+            due = np.minimum(due, first + paced_n * tpot)
         by = self.e2e_by_s[rows]
         if np.isfinite(by).any():
             each = (by - last) / np.maximum(self.expected_steps(rows), 1.0)
