@@ -34,6 +34,14 @@ def _is(name: str, unset: Any = None) -> Test:
     return lambda args, config: getattr(args, name, unset) not in (unset, None, False)
 
 
+UNMIXED = ("NGRAM", "STANDALONE")
+SPECULATES = ("EAGLE", "EAGLE3", "NEXTN", *UNMIXED)  # NEXTN: EAGLE with the draft that a model brings (MTP)
+
+
+def _speculates(args: Any, *algorithms: str) -> bool:
+    return str(args.speculative_algorithm or "").upper() in algorithms
+
+
 OUR_ORDERS = tuple(name for name in ORDERS if name != "stock")
 
 
@@ -116,6 +124,23 @@ TABLE = (
         "both would copy the KV of preempted requests to host memory",
         lambda args, config: bool(args.enable_hierarchical_cache) and config.host_kv_gb > 0,
     ),
+    Row(
+        "--speculative-algorithm EAGLE, EAGLE3, NEXTN, STANDALONE, NGRAM",
+        HONOURED,
+        "the tokens of a step are one delivery, gaps lie between deliveries; KV is counted as SGLang keeps it for two steps",
+    ),
+    Row(
+        "--speculative-algorithm NGRAM, STANDALONE with --slo-mix always",
+        REFUSED,
+        "SGLang cannot mix these decodes with prefill",
+        lambda args, config: config.mix == "always" and _speculates(args, *UNMIXED),
+    ),
+    Row(
+        "--speculative-algorithm with --slo-host-kv-gb > 0",
+        REFUSED,
+        "the draft model's KV would stay behind: preempted requests are computed again",
+        lambda args, config: _speculates(args, *SPECULATES) and config.host_kv_gb > 0,
+    ),
     Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
     Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
     # -- ways in that bypass the HTTP side
@@ -137,7 +162,32 @@ TABLE = (
         "limits travel in custom_params only; the server's defaults apply to the rest",
     ),
     # -- modes that ours does not cover yet
-    Row("--speculative-algorithm", STOCK, "a step makes several tokens", _is("speculative_algorithm")),
+    Row(
+        "--speculative-algorithm on an SGLang that mixes no speculative decodes with prefill (0.5.17)",
+        STOCK,
+        "it has not been tried there",
+        lambda args, config: bool(args.speculative_algorithm) and not _covered(),
+    ),
+    Row(
+        "--speculative-algorithm DFLASH, DSPARK, UNO, FROZEN_KV_MTP, or one that a plugin brings",
+        STOCK,
+        "each prepares its steps in a way of its own, with state in the batch",
+        lambda args, config: bool(args.speculative_algorithm) and not _speculates(args, *SPECULATES),
+    ),
+    Row(
+        "--speculative-adaptive",
+        STOCK,
+        "how many tokens a step computes changes from step to step",
+        lambda args, config: (
+            bool(args.speculative_algorithm) and bool(getattr(args, "speculative_adaptive", False))
+        ),
+    ),
+    Row(
+        "--speculative-algorithm with --enable-hierarchical-cache",
+        STOCK,
+        "the draft model's KV moves to the host and back beside the model's",
+        lambda args, config: bool(args.speculative_algorithm) and bool(args.enable_hierarchical_cache),
+    ),
     Row("--pp-size > 1", STOCK, "several batches are in flight", _is("pp_size", 1)),
     Row(
         "--disaggregation-mode prefill/decode",
@@ -224,7 +274,7 @@ TABLE = (
         "each kind of pool has a prefix tree of its own there",
     ),
     Row(
-        "these models with --disable-radix-cache, --enable-hierarchical-cache or pools that share memory; DeepSeek-V4",
+        "these models with --disable-radix-cache, --enable-hierarchical-cache, --speculative-algorithm or pools that share memory; DeepSeek-V4",
         STOCK,
         "KV is given back in other ways there",
     ),
@@ -277,6 +327,12 @@ def _matching(what: str, server_args: Any, config: SloConfig) -> Iterator[Row]:
     for row in TABLE:
         if row.what == what and row.applies is not None and row.applies(server_args, config):
             yield row
+
+
+def _covered() -> bool:
+    from sglang_slo.runtime.sglang.speculation import COVERED
+
+    return COVERED
 
 
 def _rust_server() -> bool:

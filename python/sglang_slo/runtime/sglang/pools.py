@@ -116,6 +116,8 @@ def unknown(scheduler: Any) -> str | None:
         return f"{what} without a prefix tree"
     if scheduler.enable_hierarchical_cache:
         return f"{what} in host memory"
+    if not scheduler.spec_algorithm.is_none():
+        return f"{what} with speculative decoding"
     return None
 
 

@@ -11,7 +11,7 @@ from sglang.srt.mem_cache import allocation_sizing
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 TELLS_OF_MIXING = hasattr(SpeculativeAlgorithm, "supports_mixed_chunk")
-COVERED = False  # TELLS_OF_MIXING once the tests of it have passed: until then every release leaves it to stock scheduling
+COVERED = TELLS_OF_MIXING  # whether it is scheduled by deadline on this release
 
 
 def on(scheduler: Any) -> bool:
