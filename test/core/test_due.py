@@ -84,6 +84,13 @@ def test_without_a_limit_nothing_is_ever_due() -> None:
     assert table.back_by_s(int(rows[0])) == math.inf
 
 
+def test_without_a_limit_nothing_is_due_though_no_token_is_known_of() -> None:
+    table = RequestTable(4)
+    rows = np.array([table.add(Slo(), 0.0, 10, 1000), table.add(Slo(tbt_s=0.1), 0.0, 10, 1000)])
+    with np.errstate(all="raise"):
+        assert table.due_s(rows, 0.1).tolist() == [math.inf, -math.inf]
+
+
 def test_who_has_missed_its_promise_need_not_hurry_back() -> None:
     table, rows = _decoding(Slo(tbt_s=0.1), [0.05])
     assert math.isclose(table.back_by_s(int(rows[0])), 1.15)

@@ -203,10 +203,12 @@ class RequestTable:
         first = np.where(self.first_token_s[rows] > -math.inf, self.first_token_s[rows], last)
         tbt, tpot = self.tbt_s[rows], self.tpot_s[rows]
         paced_n = n - np.minimum(margin * n, 1.0)
-        due: np.ndarray = last + tbt * (1 - margin)
+        # without a limit nothing is due, whether the last token's time is known or not
+        bounded = np.isfinite(tbt)
+        due: np.ndarray = np.where(bounded, last + np.where(bounded, tbt, 0.0) * (1 - margin), np.inf)
         paced = self.gap_rule[rows] == GapRule.PACE
         if paced.any():
-            due = np.where(paced & np.isfinite(tbt), first + paced_n * np.where(paced, tbt, 0.0), due)
+            due = np.where(paced & bounded, first + paced_n * np.where(paced, tbt, 0.0), due)
         if np.isfinite(tpot).any():
             due = np.minimum(due, first + paced_n * tpot)
         by = self.e2e_by_s[rows]
