@@ -129,6 +129,9 @@ class Batches(Protocol):
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
 
+    # what `build_prefill` made last; None: nothing yet
+    last_built: tuple[ScheduleBatch | None, ScheduleBatch] | None
+
     def build_prefill(
         self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
     ) -> Any:

@@ -58,9 +58,24 @@ class Applier:
             for req in error.reqs:  # what is in flight of it ends in nothing
                 req.finished_reason = FINISH_ABORT(str(error))
             raise
+        except Exception:
+            if self._ports.batches.last_built is not None:  # its requests are in it, and nowhere else
+                self._chosen(plan, *self._ports.batches.last_built, aside, running_batch)
+            raise
         finally:
             with self._ports.trouble.noting("who is in a batch"):  # which is there, whatever becomes of this
                 self._held.entered()
+        return self._chosen(plan, batch, decoding, aside, running_batch)
+
+    def _chosen(
+        self,
+        plan: IterationPlan,
+        batch: ScheduleBatch | None,
+        decoding: ScheduleBatch,
+        aside: ScheduleBatch | None,
+        running_batch: ScheduleBatch,
+    ) -> NextBatchPlan:
+        """What is launched, and who goes on decoding; `aside`: those who sit this iteration out."""
         if aside is None:
             step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
         elif batch is not None and decoding.is_empty():  # those who decode are in the batch
