@@ -129,7 +129,7 @@ class Batches(Protocol):
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
 
-    # what `build_prefill` made last; None: nothing yet
+    # what `build_prefill` made; None: nothing since it was last forgotten
     last_built: tuple[ScheduleBatch | None, ScheduleBatch] | None
 
     def build_prefill(

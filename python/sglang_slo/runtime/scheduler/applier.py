@@ -49,6 +49,7 @@ class Applier:
             self.park(cut)
         decoding.batch_is_full = running_batch.batch_is_full = False
         self._make_room(planned, decoding.new_tokens_required_next_decode() if plan.mixed else 0)
+        self._ports.batches.last_built = None
         try:
             batch, decoding = self._ports.batches.build_prefill(
                 planned, self._ports.iteration.loads, decoding, plan.mixed

@@ -106,7 +106,7 @@ class EngineBatches:
         self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
     ) -> Any:
         """SGLang's own prefill batch of exactly the planned requests, and the running batch with it: `last_built`."""
-        self._scheduler.is_mixed_chunk, self.last_built = mixed, None
+        self._scheduler.is_mixed_chunk = mixed
         with self._only(planned, loads):
             self.last_built = self._scheduler._get_new_batch_prefill_raw(None, decoding)
         return self.last_built
