@@ -41,7 +41,7 @@ def test_one_pool_alone_is_always_known() -> None:
 
 
 @here
-@pytest.mark.parametrize("known", [WINDOWS], ids=lambda known: known[0])
+@pytest.mark.parametrize("known", [WINDOWS, STATES], ids=lambda known: known[0])
 def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, str, str]) -> None:
     assert pools.unknown(built(*known)) is None
 
@@ -54,7 +54,6 @@ def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, st
         (WINDOWS, {"varies": True}),
         (WINDOWS, {"tree": False}),
         (WINDOWS, {"host": True}),
-        (STATES, {}),
         (STATES, {"tree": False}),
         (STATES, {"host": True}),
         (STATES, {"small": object()}),

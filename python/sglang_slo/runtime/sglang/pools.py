@@ -20,6 +20,7 @@ from sglang_slo.core import pages
 WINDOWS = hasattr(ReqKvInfo, "swa_dead_lo")
 # Kinds of (allocator, KV, rows) that are known, exact names: others may give KV back at other times.
 WINDOW_POOLS = ("SWATokenToKVPoolAllocator", "SWAKVPool", "ReqToTokenPool")
+STATE_POOLS = ("HybridLinearKVPool", "HybridReqToTokenPool")
 STATES_OF_ONE = 3  # its own, the one that its prefix was found with, and the one that is kept for others
 
 
@@ -109,7 +110,10 @@ def unknown(scheduler: Any) -> str | None:
         scheduler.tree_cache,
     )
     names = type(slots).__name__, type(slots.get_kvcache()).__name__, type(rows).__name__
-    known = windows and names == WINDOW_POOLS and not slots.swa_req_ring and not _windows_vary(scheduler)
+    if windows:
+        known = names == WINDOW_POOLS and not slots.swa_req_ring and not _windows_vary(scheduler)
+    else:
+        known = names[1:] == STATE_POOLS and "Unified" not in names[0] and rows.mamba_ckpt_pool is None
     if not known:
         return f"{what} in pools of {', '.join(names)}"
     if not tree.supports_prefix_sharing():
