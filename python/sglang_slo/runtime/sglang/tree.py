@@ -201,3 +201,11 @@ def forget_state(tree: BasePrefixCache, req: Req) -> None:
         req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
         tree.req_to_token_pool.mamba_allocator.free(req.kv.mamba_pool_idx.unsqueeze(-1))
         req.kv.mamba_pool_idx = None
+
+
+def forget_offers(tree: BasePrefixCache, reqs: list[Req]) -> None:
+    """The same for all that were offered, where that was broken off: what was set apart for them is free again, too."""
+    if keeps_states(tree):
+        tree.req_to_token_pool.mamba_allocator.alloc_group_end()
+        for req in reqs:
+            forget_state(tree, req)
