@@ -88,6 +88,7 @@ def test_states_of_offers_that_were_broken_off_are_free_again() -> None:
     cache: Any = SimpleNamespace(
         supports_mamba=lambda: True, req_to_token_pool=SimpleNamespace(mamba_allocator=states)
     )
-    tree.forget_offers(cache, [SimpleNamespace(kv=given), SimpleNamespace(kv=none)])  # type: ignore[list-item]
+    waiting: list[Any] = [SimpleNamespace(kv=held, session=None) for held in (given, none)]
+    tree.forget_offers(cache, waiting)
     assert states.available_size() == 8
     assert given.mamba_pool_idx is None and given.mamba_cow_src_index is None

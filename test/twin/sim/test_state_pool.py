@@ -53,7 +53,9 @@ def states_are_noted_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang_slo.cpu.platform import NativeCpuPlatform
 
     monkeypatch.setattr(NativeCpuPlatform, "support_mamba_cache_extra_buffer", lambda self: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))  # where its norms are to lie
+    monkeypatch.setattr(
+        torch.cuda, "current_device", lambda: torch.device("cpu")
+    )  # where its norms are to lie
 
 
 class Closely(Watched):

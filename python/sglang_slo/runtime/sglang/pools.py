@@ -113,9 +113,11 @@ def unknown(scheduler: Any) -> str | None:
     if windows:
         known = names == WINDOW_POOLS and not slots.swa_req_ring and not _windows_vary(scheduler)
     else:
-        known = names[1:] == STATE_POOLS and "Unified" not in names[0] and rows.mamba_ckpt_pool is None
+        known = names[1:] == STATE_POOLS and "Unified" not in names[0]
     if not known:
         return f"{what} in pools of {', '.join(names)}"
+    if states and _states_vary(scheduler):
+        return f"{what} that are noted lazily, replayed, kept in eight bits or drafted"
     if not tree.supports_prefix_sharing():
         return f"{what} without a prefix tree"
     if scheduler.enable_hierarchical_cache:
@@ -127,3 +129,14 @@ def _windows_vary(scheduler: Any) -> bool:
     """Whether some requests keep more than a window."""
     runner = scheduler.tp_worker.model_runner
     return bool(scheduler.tree_cache.supports_auxiliary_swa() or runner.prefill_aware_swa)
+
+
+def _states_vary(scheduler: Any) -> bool:
+    """Whether a request may hold more states than `state_room` reckons with, or the tree keeps others than it holds."""
+    rows = scheduler.req_to_token_pool
+    return bool(
+        rows.enable_mamba_extra_buffer_lazy
+        or rows.mamba_pool.replayssm_write_pos is not None
+        or rows.mamba_ckpt_pool is not None
+        or not scheduler.spec_algorithm.is_none()
+    )

@@ -197,8 +197,10 @@ def release_half_built(tree: BasePrefixCache, rows: Any, req: Req) -> None:
 
 def forget_state(tree: BasePrefixCache, req: Req) -> None:
     """Take from a request that goes on waiting the state that it was given when it was offered for a batch."""
-    if keeps_states(tree) and req.kv.holds_mamba:
-        req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
+    if not keeps_states(tree):
+        return
+    req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
+    if req.kv.holds_mamba and not req.session:  # else it is the session's
         tree.req_to_token_pool.mamba_allocator.free(req.kv.mamba_pool_idx.unsqueeze(-1))
         req.kv.mamba_pool_idx = None
 
