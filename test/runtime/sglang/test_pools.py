@@ -15,7 +15,7 @@ here = pytest.mark.skipif(not pools.WINDOWS, reason="runs on stock scheduling th
 def built(kind: str, slots: str, kv: str, rows: str, **given: Any) -> SimpleNamespace:
     """A scheduler with pools of these types, as far as `unknown` looks."""
     usual: dict[str, Any] = {"ring": False, "tree": True, "host": False, "varies": False}
-    usual.update({"lazy": False, "replayed": None, "small": None, "drafts": False})
+    usual.update({"noted": False, "replayed": None, "small": None, "drafts": False})
     usual.update(given)
     pool = type(kv, (), {})()
     return SimpleNamespace(
@@ -28,7 +28,7 @@ def built(kind: str, slots: str, kv: str, rows: str, **given: Any) -> SimpleName
             rows,
             (),
             {
-                "enable_mamba_extra_buffer_lazy": usual["lazy"],
+                "enable_mamba_extra_buffer": usual["noted"],
                 "mamba_pool": SimpleNamespace(replayssm_write_pos=usual["replayed"]),
                 "mamba_ckpt_pool": usual["small"],
             },
@@ -67,7 +67,7 @@ def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, st
         (STATES, {"tree": False}),
         (STATES, {"host": True}),
         (STATES, {"small": object()}),
-        (STATES, {"lazy": True}),
+        (STATES, {"noted": True}),
         (STATES, {"replayed": object()}),
         (STATES, {"drafts": True}),
         (("windows", "UnifiedSWATokenToKVPoolAllocator", *WINDOWS[2:]), {}),

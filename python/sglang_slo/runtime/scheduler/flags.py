@@ -214,14 +214,15 @@ TABLE = (
         "each pool of KV has a forecast of its own; nobody is swapped: --slo-host-kv-gb has no effect",
     ),
     Row(
-        "models with recurrent states (Qwen3-Next, Qwen3.5, Nemotron-H, Kimi-Linear), SGLang 0.5.23",
+        "models with recurrent states (Qwen3-Next, Qwen3.5, Nemotron-H, Kimi-Linear) with "
+        "--mamba-radix-cache-strategy no_buffer, SGLang 0.5.23",
         HONOURED,
         "no more run than their pool has states for; who gives up KV is computed again, and nobody is swapped",
     ),
     Row(
-        "--mamba-radix-cache-strategy extra_buffer_lazy, --enable-linear-replayssm, --enable-int8-mamba-checkpoint",
+        "these models with extra_buffer (SGLang's choice on GPUs), --enable-linear-replayssm, --enable-int8-mamba-checkpoint",
         STOCK,
-        "how many states a request holds varies, or the prefix tree keeps others",
+        "a request holds more states than one, or the prefix tree keeps others",
     ),
     Row(
         "these models on SGLang 0.5.17",

@@ -84,16 +84,7 @@ def state_room(scheduler: Any) -> int | None:
         return None
     rows = scheduler.req_to_token_pool
     free = rows.mamba_allocator.schedulable_available_size() + scheduler.tree_cache.mamba_evictable_size()
-    return int(free // (STATES_OF_ONE + rows.mamba_initial_tracking_slots))
-
-
-def grid_tokens(scheduler: Any) -> int:
-    """The prefix tree keeps states at multiples of so many tokens."""
-    if not scheduler.is_hybrid_ssm or not scheduler.req_to_token_pool.enable_mamba_extra_buffer:
-        return 1
-    from sglang.srt.runtime_context import mamba_cache_chunk_size
-
-    return int(mamba_cache_chunk_size())
+    return int(free // STATES_OF_ONE)
 
 
 def unknown(scheduler: Any) -> str | None:
@@ -117,7 +108,7 @@ def unknown(scheduler: Any) -> str | None:
     if not known:
         return f"{what} in pools of {', '.join(names)}"
     if states and _states_vary(scheduler):
-        return f"{what} that are noted lazily, replayed, kept in eight bits or drafted"
+        return f"{what} that are noted on the way, replayed, kept in eight bits or drafted"
     if not tree.supports_prefix_sharing():
         return f"{what} without a prefix tree"
     if scheduler.enable_hierarchical_cache:
@@ -135,7 +126,7 @@ def _states_vary(scheduler: Any) -> bool:
     """Whether a request may hold more states than `state_room` reckons with, or the tree keeps others than it holds."""
     rows = scheduler.req_to_token_pool
     return bool(
-        rows.enable_mamba_extra_buffer_lazy
+        rows.enable_mamba_extra_buffer
         or rows.mamba_pool.replayssm_write_pos is not None
         or rows.mamba_ckpt_pool is not None
         or not scheduler.spec_algorithm.is_none()
