@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from sglang_slo.core import pages
-from sglang_slo.runtime.sglang import kv, pools, tree
+from sglang_slo.runtime.sglang import kv, pools, speculation, tree
 
 
 class BrokenError(AssertionError):
@@ -116,6 +116,8 @@ def check_given(s: Any) -> None:
             continue
         allocated = kv.allocated_tokens(req)
         most = len(req.origin_input_ids) + req.sampling_params.max_new_tokens + 1
+        if not s.spec_algorithm.is_none():  # a burst may pass the end, and room is kept for the next step
+            most = pages.whole(most + sum(speculation.step(s)), page_tokens(s))
         sizes = (kv.committed_tokens(req), allocated, most)
         _require(sizes[0] <= sizes[1] <= sizes[2], "GIVEN", f"{req.rid}: {sizes}")
 

@@ -102,10 +102,11 @@ class Filling:
 
     def _enters(self, row: int, context: int, piece: Piece, tokens: int, terms: Terms) -> bool:
         """Whether KV, request slots and the decodes' time have room for so much of it; it is charged then."""
-        view, newcomer = self._view, row != self._view.chunked
+        view, table, newcomer = self._view, self._view.table, row != self._view.chunked
         if newcomer and (self.slots <= 0 or not self._in_time(row, context)):
             return False
-        at_once, charge = self._kv(row, piece.history, tokens, max(context, piece.history + piece.rest))
+        whole = max(context, piece.history + piece.rest) + table.step.spare_tokens
+        at_once, charge = self._kv(row, piece.history, tokens, whole)
         in_window = self._window_kv(row, piece.history, tokens)
         need = view.pool.need(
             row, charge, far=terms.far, keep_free=terms.keep_free, overdraft=terms.overdraft

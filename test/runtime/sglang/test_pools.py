@@ -64,6 +64,7 @@ def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, st
         (WINDOWS, {"varies": True}),
         (WINDOWS, {"tree": False}),
         (WINDOWS, {"host": True}),
+        (WINDOWS, {"drafts": True}),
         (STATES, {"tree": False}),
         (STATES, {"host": True}),
         (STATES, {"small": object()}),

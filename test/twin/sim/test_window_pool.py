@@ -112,6 +112,7 @@ def test_deadlines_are_kept_that_stock_scheduling_misses() -> None:
     assert run(ample(), 128, 0.8)[0].attainment >= 3 * stock.attainment
 
 
-def test_nothing_is_swapped_where_a_copy_would_have_one_pools_kv() -> None:
+def test_nothing_is_swapped_where_a_copy_would_have_one_pools_kv(caplog: pytest.LogCaptureFixture) -> None:
     _, preempted = run(crowded(3072), 64, 0.4, "--slo-host-kv-gb", "4")
     assert not preempted["swap"] and Closely.last.slo_preempt.line is None
+    assert "--slo-host-kv-gb has no effect" in caplog.text

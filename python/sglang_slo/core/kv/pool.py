@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 
 from sglang_slo.core import pages
-from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.ledger import ForecastLedger, FullLedger, Ledger, Need, StockLedger
 from sglang_slo.core.kv.window import BothLedgers, WindowLedger, WindowPool
 from sglang_slo.core.table import RequestTable
@@ -77,6 +76,9 @@ class Pool:
     host: HostKv = field(default_factory=HostKv)
     slots: np.ndarray | None = None  # int[n] tokens that each of `decoding` has slots for; None: its context
     window: WindowPool | None = None  # the pool of layers that look back over a window, where there are any
+    computed: np.ndarray | None = (
+        None  # int[n] tokens whose KV is known to be there; None: all but the last one's
+    )
 
     @property
     def decoding_slots(self) -> np.ndarray:
@@ -86,12 +88,19 @@ class Pool:
     @cached_property
     def next_tokens(self) -> int:
         """KV that the decodes take in one iteration, if all of them take part."""
-        return int(pages.growth(self.decoding_slots, 1, self.table.page_tokens).sum())
+        return int(self.growth_tokens(1).sum())
 
     def growth_tokens(self, iterations: int) -> np.ndarray:
         """KV that each decoding request may take within so many iterations; int[n]."""
-        remaining = self.table.remaining_tokens[self.decoding]
-        return preemption.growth_tokens(self.decoding_slots, remaining, iterations, self.table.page_tokens)
+        table, rows = self.table, self.decoding
+        return table.step.growth_tokens(
+            self.decoding_slots,
+            table.context_tokens(rows) - 1 if self.computed is None else self.computed,
+            table.remaining_tokens[rows],
+            iterations,
+            table.tokens_per_step,
+            table.page_tokens,
+        )
 
     def lasts(self, iterations: int) -> bool:
         """Whether every pool has what those who decode take within so many iterations, once copies out are over."""
@@ -134,6 +143,7 @@ class Pool:
             self,
             decoding=np.delete(self.decoding, positions),
             slots=None if self.slots is None else np.delete(self.slots, positions),
+            computed=None if self.computed is None else np.delete(self.computed, positions),
             free_tokens=self.free_tokens + int(freed.sum()) - later,
             leaving_tokens=self.leaving_tokens + later,
             look_up_leavers=lambda: rest,
@@ -152,12 +162,14 @@ class Pool:
         if self.rule == "full":
             return self.reserve_tokens
         growth = np.minimum(self.table.remaining_tokens[self.decoding], self.near)
-        return self.reserve_tokens + int(np.maximum(growth - RELIEF_ITERATIONS, 0).sum())
+        soon = int(RELIEF_ITERATIONS * self.table.tokens_per_step)
+        return self.reserve_tokens + int(np.maximum(growth - soon, 0).sum())
 
     def need(self, row: int, tokens: int, **how: int) -> Need:
         """What `row` would need if it brought so many tokens at once."""
         table, rows = self.table, np.array([row])
         context, remaining = int(table.context_tokens(rows)[0]), int(table.remaining_tokens[row])
+        context += table.step.spare_tokens
         if self.rule == "stock":
             remaining = int(table.declared_tokens[row] - table.output_tokens[row])
         elif self.rule == "full":
@@ -196,7 +208,8 @@ class Pool:
         shared = max(self.capacity_tokens - self.free_tokens - now, 0)
         held, remaining = table.held_tokens(rows), table.remaining_tokens[rows]
         if self.rule == "full":
-            left = pages.growth(table.context_tokens(rows), remaining, table.page_tokens)
+            context = table.context_tokens(rows) + table.step.spare_tokens
+            left = pages.growth(context, remaining, table.page_tokens)
             return FullLedger(held, left, shared, self.capacity_tokens, self.reserve_tokens)
         return ForecastLedger(
             held,

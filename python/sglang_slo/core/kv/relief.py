@@ -27,7 +27,6 @@ from typing import Protocol
 
 import numpy as np
 
-from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.ledger import Need
 from sglang_slo.core.kv.pool import NOBODY, RELIEF_ITERATIONS, Pool
@@ -161,7 +160,7 @@ class ReliefPlanner:
         table, rows = pool.table, pool.decoding
         if self._settings.preempt == "stock" or len(rows) == 0:
             return Relief()
-        if pool.least_free_tokens >= len(rows) * pages.whole(preemption.LONGEST_LEAD, table.page_tokens):
+        if pool.least_free_tokens >= len(rows) * preemption.most_growth_tokens(table.step, table.page_tokens):
             return Relief()
         if pool.lasts(self._lead(pool, model)):
             return Relief()
@@ -186,7 +185,8 @@ class ReliefPlanner:
             return 1
         contexts = pool.table.context_tokens(pool.decoding)
         copy_s = preemption.swap_s(model, int(contexts.max())) / 2
-        seconds = model.iteration_s(decode_shape(len(contexts), int(contexts.sum())))
+        verified = pool.table.step.verified_tokens
+        seconds = model.iteration_s(decode_shape(len(contexts), int(contexts.sum()), verified=verified))
         return preemption.lead_iterations(copy_s, seconds)
 
     def for_newcomer(

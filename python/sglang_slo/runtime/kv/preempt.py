@@ -20,7 +20,7 @@ from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.pool import HostKv, Leavers
 from sglang_slo.core.kv.preemption import PreemptMode
-from sglang_slo.core.latency import LatencyModel, decode_shape
+from sglang_slo.core.latency import decode_shape
 from sglang_slo.runtime.kv.host_pool import HostCopy, HostLink, HostPool
 from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.kv.swap_line import SwapLine
@@ -170,7 +170,8 @@ class Preemptor:
         self.leaving.append(req)
 
     def _iteration_s(self, reqs: list[Req]) -> float:
-        return iteration_s(self._ports.agreed.model, reqs)
+        context, verified = sum(req.seqlen for req in reqs), self._ports.requests.table.step.verified_tokens
+        return self._ports.agreed.model.iteration_s(decode_shape(len(reqs), context, verified=verified))
 
     def park(self) -> None:
         """The half-prefilled request lets go of its KV; it may be back when its chunk in flight is over."""
@@ -259,7 +260,8 @@ class Preemptor:
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
         """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""
-        most = len(batch.reqs) * pages.whole(preemption.LONGEST_LEAD, self._kv.page_tokens)
+        step = self._ports.requests.table.step
+        most = len(batch.reqs) * preemption.most_growth_tokens(step, self._kv.page_tokens)
         return self.idle and self._kv.has(most)
 
     @property
@@ -297,11 +299,6 @@ def release_parked(ports: Ports, req: Req) -> None:
     req.reset_for_retract()
     req.retraction_count -= 1  # nothing was taken from it
     ports.waiting.cut = None
-
-
-def iteration_s(model: LatencyModel, reqs: list[Req]) -> float:
-    """Predicted seconds of an iteration that decodes `reqs`."""
-    return model.iteration_s(decode_shape(len(reqs), sum(req.seqlen for req in reqs)))
 
 
 def freed_tokens(pool: KvPool, req: Req) -> int:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sglang_slo.core import pages
 from sglang_slo.core.kv.arrival_reserve import ArrivalReserve
 from sglang_slo.core.kv.ledger import UNBOUNDED, Ledger
 from sglang_slo.core.kv.pool import Pool
-from sglang_slo.core.kv.preemption import LONGEST_LEAD
+from sglang_slo.core.kv.preemption import most_growth_tokens
 from sglang_slo.core.kv.reserve import Reserve
 from sglang_slo.core.kv.window import WindowPool
 from sglang_slo.core.ordering import inserted
@@ -82,8 +81,8 @@ class Viewer:
     def pool(self, running_batch: ScheduleBatch, decoding: np.ndarray, waiting: np.ndarray) -> Pool:
         """The device's KV as planning sees it."""
         p, preempt, cut = self._ports, self._preempt, self._ports.waiting.cut
-        page_tokens = p.kv.page_tokens
-        if len(self._pins) and not p.kv.has(len(decoding) * pages.whole(LONGEST_LEAD, page_tokens)):
+        page_tokens, step = p.kv.page_tokens, p.requests.table.step
+        if len(self._pins) and not p.kv.has(len(decoding) * most_growth_tokens(step, page_tokens)):
             self._pins.release_all()  # a pin may save work, it may not make anybody leave
         return Pool(
             table=p.requests.table,
@@ -102,7 +101,8 @@ class Viewer:
             stock_ratio=p.batches.stock_ratio,
             look_up_leavers=partial(preempt.leavers, running_batch),
             host=preempt.host(),
-            slots=kv.slot_counts(running_batch.reqs) if page_tokens > 1 else None,
+            slots=kv.slot_counts(running_batch.reqs) if page_tokens > 1 or step.bursts else None,
+            computed=kv.computed_counts(running_batch.reqs) if step.bursts else None,
             window=self._window(running_batch.reqs),
         )
 
@@ -151,7 +151,7 @@ class Viewer:
         self._bound_next = now + BOUND_EVERY
         table.bound_lengths(decoding, p.agreed.tick.confidence)
         held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
-        self.reserve.look(now, table.seq[decoding], held, left)
+        self.reserve.look(now, table.seq[decoding], held, left, table.tokens_per_step)
 
     def _waiting_rows(self) -> np.ndarray:
         """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""

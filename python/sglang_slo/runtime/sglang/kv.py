@@ -41,6 +41,11 @@ def slot_counts(reqs: list[Req]) -> np.ndarray:
     return np.fromiter(map(allocated_tokens, reqs), np.int64, len(reqs))
 
 
+def computed_counts(reqs: list[Req]) -> np.ndarray:
+    """Tokens of each request whose KV is there, as far as results are known, int[n]."""
+    return np.fromiter(map(committed_tokens, reqs), np.int64, len(reqs))
+
+
 def prefix_tokens(req: Req) -> int:
     """Tokens that need not be computed: found in the prefix tree, or computed by its earlier chunks."""
     return req.prefix_len if PREFIX_BY_LENGTH else len(req.prefix_indices)

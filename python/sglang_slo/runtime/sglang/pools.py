@@ -107,12 +107,14 @@ def unknown(scheduler: Any) -> str | None:
         known = names[1:] == STATE_POOLS and "Unified" not in names[0]
     if not known:
         return f"{what} in pools of {', '.join(names)}"
-    if states and _states_vary(scheduler):
-        return f"{what} that are noted on the way, replayed, kept in eight bits or drafted"
+    if states and _states_vary(rows):
+        return f"{what} that are noted on the way, replayed or kept in eight bits"
     if not tree.supports_prefix_sharing():
         return f"{what} without a prefix tree"
     if scheduler.enable_hierarchical_cache:
         return f"{what} in host memory"
+    if not scheduler.spec_algorithm.is_none():
+        return f"{what} with speculative decoding"
     return None
 
 
@@ -122,12 +124,10 @@ def _windows_vary(scheduler: Any) -> bool:
     return bool(scheduler.tree_cache.supports_auxiliary_swa() or runner.prefill_aware_swa)
 
 
-def _states_vary(scheduler: Any) -> bool:
+def _states_vary(rows: Any) -> bool:
     """Whether a request may hold more states than `state_room` reckons with, or the tree keeps others than it holds."""
-    rows = scheduler.req_to_token_pool
     return bool(
         rows.enable_mamba_extra_buffer
         or rows.mamba_pool.replayssm_write_pos is not None
         or rows.mamba_ckpt_pool is not None
-        or not scheduler.spec_algorithm.is_none()
     )

@@ -41,6 +41,7 @@ from sglang_slo.twin.result.run_result import RunResult  # noqa: E402
 from sglang_slo.twin.sim.engine import VirtualEngine  # noqa: E402
 from sglang_slo.twin.sim.hierarchical import hierarchical  # noqa: E402
 from sglang_slo.twin.sim.recorder import Recorder  # noqa: E402
+from sglang_slo.twin.sim.speculation import speculating  # noqa: E402
 from sglang_slo.twin.sim.virtual import seam, virtual  # noqa: E402
 from sglang_slo.twin.sim.worker import write_model  # noqa: E402
 from sglang_slo.twin.workloads.workload import Workload  # noqa: E402
@@ -79,7 +80,7 @@ def run(
     engine = VirtualEngine(workload.on, workload.noise_sigma, workload.seed)
     recorder = Recorder(workload, engine)
     began = time.perf_counter()
-    with seam(), hierarchical(engine), _virtual_time(engine, slo, workload) as folder:
+    with seam(), speculating(), hierarchical(engine), _virtual_time(engine, slo, workload) as folder:
         server_args = _server_args(server_argv, workload, folder, model)
         process.publish(server_args)
         built = process.build(virtual(_scheduler_class(scheduler), workload, recorder, watcher), server_args)

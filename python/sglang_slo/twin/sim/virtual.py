@@ -24,6 +24,7 @@ from sglang_slo.runtime.requests.lengths import ArrivingLengths, length_folder
 from sglang_slo.runtime.scheduler.planning import EVERYONE_DECODES
 from sglang_slo.runtime.sglang import pools, process
 from sglang_slo.twin import predictors
+from sglang_slo.twin.sim import speculation
 from sglang_slo.twin.sim.feeder import Feeder
 from sglang_slo.twin.sim.host_pool import VirtualHostPool
 from sglang_slo.twin.sim.planning_cost import KV_SHORT_SHARE, fitted
@@ -50,6 +51,8 @@ def _launch(self: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
     self.forward_ct += 1
     batch.forward_iter = self.forward_ct
     batch.launch_ts = time.monotonic()
+    if not self.spec_algorithm.is_none():
+        return speculation.launch(self, batch)
     # What resolving the inputs would have consumed:
     batch.prefill_input_ids_cpu = batch.mix_running_indices = None
     result = self.model_worker.forward_batch_generation(batch)
