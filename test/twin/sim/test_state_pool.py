@@ -123,9 +123,3 @@ def test_prefixes_are_found_where_their_states_are_still_there() -> None:
     workload = replace(workload, profile=replace(workload.profile, kv_capacity_tokens=60_000))
     result, _ = run(workload, *COPIES)
     assert result.requests.cached_tokens.sum() > 0
-
-
-def test_deadlines_are_kept_that_stock_scheduling_misses() -> None:
-    stock = simulated(ample(), "stock", COPIES, model=MODEL)
-    assert stock.attainment < 0.3
-    assert run(ample(), *COPIES)[0].attainment >= 3 * stock.attainment
