@@ -140,8 +140,7 @@ class EngineBatches:
             s.chunked_req = cut
             for req in admitted:
                 tree.unlock_of(s.tree_cache, req)
-            for req in offered:
-                tree.forget_state(s.tree_cache, req)
+            tree.forget_offers(s.tree_cache, offered)
             raise
         finally:
             stock.PrefillAdder, s.policy = adder, policy
