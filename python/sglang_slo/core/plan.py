@@ -121,18 +121,15 @@ class Planner:
     def _with_room(self, draft: _Draft) -> _Draft:
         """The draft with victims for the first refused request that is in need of room and gets it so; else as it is."""
         view, filling = draft.view, draft.filling
-        if filling is None:
+        needy = [] if filling is None else self._in_need(draft)[:MAX_ROOM_REQUESTS]
+        trusted = view.lengths_trusted
+        found = self._relief.who_may_leave(view.pool, view.model, view.base_s, trusted) if needy else None
+        if filling is None or found is None:
             return draft
-        for row in self._in_need(draft)[:MAX_ROOM_REQUESTS]:
+        for row in needy:
+            need, overdue = filling.refused[row], row == draft.line.overdue
             relief = self._relief.for_newcomer(
-                view.pool,
-                row,
-                view.model,
-                view.base_s,
-                view.lengths_trusted,
-                filling.entered,
-                filling.refused[row],
-                row == draft.line.overdue,
+                view.pool, row, view.model, found, trusted, filling.entered, need, overdue
             )
             if relief:
                 with_room = self._draft(_after(view, relief), relief)
@@ -223,7 +220,8 @@ class Planner:
         keep_free = view.pool.arrival_reserve_tokens
         refused_promoted = False
         urgent = line.promoted + (line.overdue >= 0)
-        for place, row in enumerate(line.rows.tolist()):
+        for place in range(len(line.rows)):  # it ends after a few of thousands
+            row = int(line.rows[place])
             promoted = place < urgent and row != line.overdue
             if promoted and refused_promoted:
                 continue  # they do not overtake one another

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sglang_slo.config import SloConfig
 from sglang_slo.core.kv.ledger import ForecastLedger, Need
 from sglang_slo.core.kv.pool import HostKv, Leavers, Pool
-from sglang_slo.core.kv.relief import DISPLACE_FACTOR, MIN_SLACK_S, ReliefPlanner, groups, scores
+from sglang_slo.core.kv.relief import DISPLACE_FACTOR, MIN_SLACK_S, Relief, ReliefPlanner, groups, scores
 from sglang_slo.core.kv.returns import returns
 from sglang_slo.core.latency import Coefficients, LatencyModel
 from sglang_slo.core.slo import GapRule, Slo
@@ -47,6 +47,13 @@ def _pool(
         look_up_leavers=lambda: Leavers(may, kv, kv, none, none, ~yes, ~yes, yes),
         **fields,  # type: ignore[arg-type]
     )
+
+
+def _room_for(pool: Pool, row: int, need: Need) -> Relief:
+    """Who leaves so that a newcomer gets in, in an iteration into which nobody else came."""
+    planner = ReliefPlanner(SloConfig())
+    found = planner.who_may_leave(pool, MODEL, 0.0, False)
+    return Relief() if found is None else planner.for_newcomer(pool, row, MODEL, found, False, [], need)
 
 
 def _mixed(rows: list[tuple[int, bool, int, bool]], free: int = 0) -> Pool:
@@ -110,7 +117,7 @@ def test_whoever_leaves_for_a_newcomer_lets_it_in(
     pool = _mixed(rows, free)
     row = pool.table.add(GAP, 0.0, prompt, 10)
     need = pool.need(row, prompt)
-    relief = ReliefPlanner(SloConfig()).for_newcomer(pool, row, MODEL, 0.0, False, [], need)
+    relief = _room_for(pool, row, need)
     if not relief:
         return
     after = pool.without(relief.positions)
@@ -124,10 +131,10 @@ def test_a_more_important_newcomer_displaces_any_number_of_less_important_ones()
     pool = _pool([300, 300, 300, 300])
     row = pool.table.add(Slo(5.0, 0.1, importance=1), 0.0, 500, 10)
     need = pool.need(row, 500)
-    relief = ReliefPlanner(SloConfig()).for_newcomer(pool, row, MODEL, 0.0, False, [], need)
+    relief = _room_for(pool, row, need)
     assert len(relief.victims) >= 2
     pool.table.importance[pool.decoding] = 1
-    assert not ReliefPlanner(SloConfig()).for_newcomer(pool, row, MODEL, 0.0, False, [], need)
+    assert not _room_for(pool, row, need)
 
 
 def test_slack_is_spent_only_by_those_whose_rule_has_any_and_not_to_the_last() -> None:
@@ -159,10 +166,10 @@ def test_the_area_of_a_known_length_is_the_sum_over_its_iterations(held: int, le
 def test_no_second_victim_leaves_while_the_first_ones_kv_is_copied_out() -> None:
     pool = _pool([600, 700], free=50, host=HostKv(on=True, hides=True, room_tokens=10_000))
     row = pool.table.add(GAP, 0.0, 300, 10)
-    need, planner = pool.need(row, 300), ReliefPlanner(SloConfig())
-    assert len(planner.for_newcomer(pool, row, MODEL, 0.0, False, [], need).victims) == 1
+    need = pool.need(row, 300)
+    assert len(_room_for(pool, row, need).victims) == 1
     copying = replace(pool, leaving_tokens=400, capacity_tokens=pool.capacity_tokens + 400)
-    assert not planner.for_newcomer(copying, row, MODEL, 0.0, False, [], need)
+    assert not _room_for(copying, row, need)
 
 
 def test_what_is_copied_beside_compute_is_not_free_yet() -> None:

@@ -109,9 +109,16 @@ class Forecast:
         """One more has entered."""
         remaining = min(remaining, self._horizon)
         i = int(np.searchsorted(-self._remaining, -remaining, side="right"))
-        self._held = np.insert(self._held, i, tokens)
-        self._remaining = np.insert(self._remaining, i, remaining)
+        self._held = _inserted(self._held, i, tokens)
+        self._remaining = _inserted(self._remaining, i, remaining)
         self._update()
+
+
+def _inserted(values: np.ndarray, place: int, value: int) -> np.ndarray:
+    """`np.insert` of one value, which takes a tenth of its time."""
+    out = np.empty(len(values) + 1, values.dtype)
+    out[:place], out[place], out[place + 1 :] = values[:place], value, values[place:]
+    return out
 
 
 class ForecastLedger:

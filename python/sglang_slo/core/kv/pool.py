@@ -167,14 +167,15 @@ class Pool:
 
     def need(self, row: int, tokens: int, **how: int) -> Need:
         """What `row` would need if it brought so many tokens at once."""
-        table, rows = self.table, np.array([row])
-        context, remaining = int(table.context_tokens(rows)[0]), int(table.remaining_tokens[row])
-        context += table.step.spare_tokens
+        table = self.table
+        remaining = int(table.remaining_tokens[row])
+        context = int(table.prompt_tokens[row] + table.output_tokens[row]) + table.step.spare_tokens
         if self.rule == "stock":
             remaining = int(table.declared_tokens[row] - table.output_tokens[row])
         elif self.rule == "full":
             remaining = pages.growth(context, remaining, table.page_tokens)
-        declared = int(table.declared_remaining(rows)[0]) if table.non_preemptible(rows)[0] else 0
+        final = table.preemptions[row] >= max(table.max_preemptions, 1)
+        declared = max(int(table.declared_tokens[row] - table.output_tokens[row]), 1) if final else 0
         first = pages.growth(context, 1, table.page_tokens)
         window = 0
         if self.window is not None:

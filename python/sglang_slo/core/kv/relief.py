@@ -71,7 +71,7 @@ class Relief:
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """Positions of those who may leave, each group in its order."""
 
     infeasible: np.ndarray
@@ -113,7 +113,7 @@ def slack_s(pool: Pool, rows: np.ndarray, model: LatencyModel, base_s: float) ->
 
 def groups(
     pool: Pool, model: LatencyModel, base_s: float, victims: str, trusted: bool, protected: bool = False
-) -> _Groups:
+) -> Groups:
     """Who may leave, in the order of the module; `victims`: auto, kv, area or latest (`--slo-victims`).
 
     `protected`: instead, those who are left alone for a while (`stays_until_s`).
@@ -123,7 +123,7 @@ def groups(
     if victims == "latest":
         positions = np.flatnonzero(allowed)
         latest = positions[np.argsort(-table.seq[rows[positions]])]
-        return _Groups(latest, NOBODY, NOBODY, np.zeros(len(rows)))
+        return Groups(latest, NOBODY, NOBODY, np.zeros(len(rows)))
     by_area = victims == "area" or (victims == "auto" and trusted)
     score = scores(pool, rows, by_area)
     feasible = table.feasible(rows)
@@ -138,7 +138,7 @@ def groups(
         ]
         return found
 
-    return _Groups(
+    return Groups(
         ordered(~feasible, -score),
         ordered(spare, importance, -slack),
         ordered(feasible & ~spare, importance, -score),
@@ -189,12 +189,18 @@ class ReliefPlanner:
         seconds = model.iteration_s(decode_shape(len(contexts), int(contexts.sum()), verified=verified))
         return preemption.lead_iterations(copy_s, seconds)
 
+    def who_may_leave(self, pool: Pool, model: LatencyModel, base_s: float, trusted: bool) -> Groups | None:
+        """Those whom newcomers of this iteration may take the place of; None: nobody."""
+        if "stock" in (self._settings.preempt, self._settings.kv) or len(pool.decoding) == 0:
+            return None
+        return groups(pool, model, base_s, self._settings.victims, trusted)
+
     def for_newcomer(
         self,
         pool: Pool,
         row: int,
         model: LatencyModel,
-        base_s: float,
+        found: Groups,
         trusted: bool,
         entered: list[Need],
         need: Need,
@@ -202,14 +208,11 @@ class ReliefPlanner:
     ) -> Relief:
         """The fewest victims whose leaving lets `row` in; none if nobody's leaving does, or KV is not what it lacks.
 
-        `need`: what it asks of the ledger, behind what those who `entered` in this iteration were charged. Infeasible
-        ones and those with slack leave as many as it takes, and of the others at most one of a score far above its own,
-        or any number of less important ones. For an `overdue` one, that has waited for `--slo-lost-wait-s`, as many as it
-        takes: to let it block the line until KV drains would cost every newcomer meanwhile.
+        `found`: who may leave. `need`: what it asks of the ledger, behind what those who `entered` in this iteration were
+        charged. Infeasible ones and those with slack leave as many as it takes, and of the others at most one of a score far
+        above its own, or any number of less important ones. For an `overdue` one, that has waited for `--slo-lost-wait-s`, as
+        many as it takes: to let it block the line until KV drains would cost every newcomer meanwhile.
         """
-        if "stock" in (self._settings.preempt, self._settings.kv) or len(pool.decoding) == 0:
-            return Relief()
-        found = groups(pool, model, base_s, self._settings.victims, trusted)
         free = np.concatenate((found.infeasible, found.with_slack))
         chosen = self._fewest(pool, entered, need, free)
         if chosen is None:
@@ -220,7 +223,7 @@ class ReliefPlanner:
                     break
         return Relief() if chosen is None else self.relief(pool, np.sort(chosen), model, False)
 
-    def _displacing(self, pool: Pool, row: int, found: _Groups, trusted: bool) -> list[np.ndarray]:
+    def _displacing(self, pool: Pool, row: int, found: Groups, trusted: bool) -> list[np.ndarray]:
         """Orders of victims with those among them who miss their promise by it: one large one, or the less important."""
         table = pool.table
         free = np.concatenate((found.infeasible, found.with_slack))
@@ -262,8 +265,10 @@ class ReliefPlanner:
         if copying and fits(0):
             return None  # those who left for it are still being copied out
         counts = range(max(int(np.searchsorted(freed, need.tokens - pool.free_tokens)), 1), len(order) + 1)
+        if not counts or not fits(len(order)):
+            return None
         fewest = bisect.bisect_left(counts, True, key=fits)
-        return order[: counts[fewest]] if fewest < len(counts) else None
+        return order[: counts[fewest]]
 
     # -- in which mode
 
