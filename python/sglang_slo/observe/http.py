@@ -4,13 +4,17 @@ The figures live in the scheduler processes; they come by SGLang's own internal-
 data-parallel replica. All viewers share one call at most every `FRESH_S`, so that watching costs the
 schedulers the same however many watch, and a scheduler that does not answer costs a viewer `PATIENCE_S`, not
 forever.
+
+SGLang's own `GET /v1/loads` tells headroom beside its figures, from the same shared call.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import wraps
 from importlib import resources
 from typing import Any
 
@@ -26,6 +30,8 @@ from sglang_slo.observe.window import ALL_CLASSES
 PAGE = "/slo"
 FRESH_S = 0.5
 PATIENCE_S = 5.0
+LOADS = "/v1/loads"  # SGLang's, where routers look
+LOADS_PATIENCE_S = 1.0  # routers ask often: later than that they get SGLang's own answer alone
 OFF = "the deadline scheduler is switched off (--slo-policy off): stock SGLang schedules"
 NOT_COVERED = "stock SGLang schedules: the server runs in a mode that the deadline scheduler does not cover"
 
@@ -170,6 +176,30 @@ def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
     @app.get(PAGE, response_class=HTMLResponse)
     async def slo_page() -> HTMLResponse:
         return HTMLResponse(page)
+
+    for route in app.routes:
+        if getattr(route, "path", None) == LOADS:
+            dependant: Any = route.dependant  # type: ignore[attr-defined]
+            dependant.call = _with_headroom(dependant.call, shared)
+
+
+def _with_headroom(loads: Callable[..., Awaitable[Any]], shared: SharedCall) -> Callable[..., Awaitable[Any]]:
+    """SGLang's `/v1/loads`; as JSON also `slo` of each data-parallel rank: headroom by class, and the prefill that waits."""
+
+    @wraps(loads)
+    async def told(*args: Any, **kwargs: Any) -> Any:
+        answer = await loads(*args, **kwargs)
+        if isinstance(answer, dict):
+            with suppress(Exception):  # SGLang's own answer stands, whatever becomes of ours
+                states = await asyncio.wait_for(shared.result(), LOADS_PATIENCE_S)
+                slo = {s["slo"].get("dp_rank", 0): s["slo"].get("now") for s in states if s.get("slo")}
+                for load in answer["loads"]:
+                    if slo.get(load["dp_rank"]):
+                        now = slo[load["dp_rank"]]
+                        load["slo"] = {name: now[name] for name in ("headroom", "backlog_tokens")}
+        return answer
+
+    return told
 
 
 def open_page() -> None:
