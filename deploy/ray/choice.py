@@ -142,7 +142,8 @@ class Choice:
 
     def bonus_tokens(self, ask: Ask, name: str) -> float:
         """Of the prompt, what this replica was sent before and so may have cached; bounded."""
-        known, count = self._prefixes.get(name, {}), 0
+        known: Collection[int] = self._prefixes.get(name, ())
+        count = 0
         for block in ask.blocks:
             if block not in known:
                 break
