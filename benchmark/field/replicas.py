@@ -235,7 +235,7 @@ def measure(folder: Path, load: Load, rounds: int, spare: str) -> dict[str, Any]
             flags = [*FLAGS, "--slo-config", str(config), "--slo-request-log", str(log)]
             workers.append(stack.enter_context(server("slo", flags, folder / f"{spare}-{k}.log")))
         for worker in workers:
-            played(worker, load, seed=-2)
+            print("alone", {k: dict(v) for k, v in played(worker, load, seed=-2).items()}, flush=True)
         with router(workers, folder) as at:
             found["router"] = through_router(at, logs)
             print(found["router"], flush=True)

@@ -41,6 +41,10 @@ AT_ONCE = 10_000  # the servers have queues of their own, which know the deadlin
 class DeadlineRouter(RequestRouter):
     """Ray's request router with `Choice` in it. `policy`: `deadline`, or `round_robin` to compare."""
 
+    # Ray asks a replica how many it has before it sends; one that answers late is passed over, and the choice with it
+    queue_len_response_deadline_s = 2.0
+    max_queue_len_response_deadline_s = 10.0
+
     def initialize_state(self, policy: str = "deadline") -> None:
         """From the configuration of the deployment."""
         self._policy, self._turn, self._choice = policy, 0, Choice()
@@ -152,9 +156,12 @@ class Ingress:
 
 async def _bytes(rest: AsyncIterator[Part]) -> AsyncIterator[bytes]:
     """The rest of an answer. The actor itself may die meanwhile: then Ray raises, and the connection breaks off."""
-    async for part in rest:
-        assert not isinstance(part, Begun | Lost)
-        yield part
+    try:
+        async for part in rest:
+            assert not isinstance(part, Begun | Lost)
+            yield part
+    finally:  # a client that goes away takes its request along
+        getattr(rest, "cancel", lambda: None)()
 
 
 def build(args: dict[str, Any]) -> Any:

@@ -24,7 +24,7 @@ def read(rid: str, headers: Mapping[str, str], body: bytes, chars_per_token: flo
     """The request as the choice sees it. Never raises on what clients send."""
     try:
         said = json.loads(body) if body else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         said = {}
     said = said if isinstance(said, dict) else {}
     prompt, tokens = _prompt(said)

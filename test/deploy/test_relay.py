@@ -110,7 +110,10 @@ def test_a_stream_passes_part_by_part() -> None:
 
 def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_a_good_one() -> None:
     async def main() -> list[Part]:
-        async with serving(lambda request: events(request, [b"data: 1\n\n"], cut=True)) as url:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await events(request, [b"data: 1\n\n"], cut=True)
+
+        async with serving(handler) as url:
             return await through(url)
 
     head, first, last = asyncio.run(main())
@@ -120,7 +123,10 @@ def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_a_good_one() -> 
 
 def test_an_answer_has_not_begun_before_its_first_bytes() -> None:
     async def main() -> list[Part]:
-        async with serving(lambda request: events(request, [], cut=True)) as url:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await events(request, [], cut=True)
+
+        async with serving(handler) as url:
             return await through(url)
 
     (lost,) = asyncio.run(main())

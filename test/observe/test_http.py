@@ -146,11 +146,14 @@ def loads(schedulers: Schedulers) -> Iterator[TestClient]:
     app = FastAPI()
 
     @app.get("/v1/loads")
-    async def of_sglang(format: str | None = None) -> Any:
+    async def of_sglang() -> str:
+        return "not this one"
+
+    async def loads(dp_rank: int | None, include: str | None, format: str | None) -> Any:
         ranks = [{"dp_rank": rank, "num_waiting_reqs": 7} for rank in (0, 1, 2)]
         return Response("text") if format == "prometheus" else {"version": "1", "loads": ranks}
 
-    http.add_routes(app, schedulers)
+    http.add_routes(app, schedulers, loads)
     with TestClient(app) as client:
         yield client
 

@@ -14,7 +14,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import wraps
 from importlib import resources
 from typing import Any
 
@@ -41,6 +40,7 @@ _COUNTED = ("judged", "attained", "finished", "arrived", "without_limits")
 ADDED = (*_COUNTED, "goodput_rps", "goodput_tokens_per_s", "throughput_rps")  # add up over replicas
 
 InternalStates = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
+Loads = Callable[[int | None, str | None, str | None], Awaitable[Any]]  # dp_rank, include, format
 
 
 class SharedCall:
@@ -155,8 +155,18 @@ async def _sglang_states() -> Sequence[dict[str, Any]]:
     return states
 
 
-def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
-    """Add `/slo/status` and `/slo` to SGLang's app; settings are read from the environment. Idempotent."""
+async def sglang_loads(dp_rank: int | None, include: str | None, format: str | None) -> Any:
+    """SGLang's own answer of `/v1/loads`."""
+    from sglang.srt.entrypoints import v1_loads
+
+    return await v1_loads.get_loads(dp_rank, include, format, v1_loads._get_tokenizer_manager())
+
+
+def add_routes(app: FastAPI, states: InternalStates = _sglang_states, loads: Loads | None = None) -> None:
+    """Add `/slo/status` and `/slo` to SGLang's app, with `loads` also our `/v1/loads`. Idempotent.
+
+    Settings are read from the environment.
+    """
     if any(getattr(route, "path", None) == "/slo/status" for route in app.routes):
         return
     shared = SharedCall(states)
@@ -177,29 +187,32 @@ def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
     async def slo_page() -> HTMLResponse:
         return HTMLResponse(page)
 
-    for route in app.routes:
-        if getattr(route, "path", None) == LOADS:
-            dependant: Any = route.dependant  # type: ignore[attr-defined]
-            dependant.call = _with_headroom(dependant.call, shared)
+    if loads is not None:
+        _add_loads(app, loads, shared)
 
 
-def _with_headroom(loads: Callable[..., Awaitable[Any]], shared: SharedCall) -> Callable[..., Awaitable[Any]]:
-    """SGLang's `/v1/loads`; as JSON also `slo` of each data-parallel rank: headroom by class, and the prefill that waits."""
+def _add_loads(app: FastAPI, loads: Loads, shared: SharedCall) -> None:
+    """Add `/v1/loads`, before SGLang's own, whose answer is `loads`."""
 
-    @wraps(loads)
-    async def told(*args: Any, **kwargs: Any) -> Any:
-        answer = await loads(*args, **kwargs)
+    @app.get(LOADS)
+    async def slo_loads(
+        dp_rank: int | None = None, include: str | None = None, format: str | None = None
+    ) -> Any:
+        answer = await loads(dp_rank, include, format)
         if isinstance(answer, dict):
             with suppress(Exception):  # SGLang's own answer stands, whatever becomes of ours
-                states = await asyncio.wait_for(shared.result(), LOADS_PATIENCE_S)
-                slo = {s["slo"].get("dp_rank", 0): s["slo"].get("now") for s in states if s.get("slo")}
-                for load in answer["loads"]:
-                    if slo.get(load["dp_rank"]):
-                        now = slo[load["dp_rank"]]
-                        load["slo"] = {name: now[name] for name in ("headroom", "backlog_tokens")}
+                _tell_headroom(answer["loads"], await asyncio.wait_for(shared.result(), LOADS_PATIENCE_S))
         return answer
 
-    return told
+    app.router.routes.insert(0, app.router.routes.pop())  # the first that matches answers
+
+
+def _tell_headroom(loads: Sequence[dict[str, Any]], states: Sequence[dict[str, Any]]) -> None:
+    """Add `slo` to each data-parallel rank's load: headroom by class, and the prefill that waits."""
+    now = {s["slo"].get("dp_rank", 0): s["slo"].get("now") for s in states if s.get("slo")}
+    for load in loads:
+        if now.get(load["dp_rank"]):
+            load["slo"] = {name: now[load["dp_rank"]][name] for name in ("headroom", "backlog_tokens")}
 
 
 def open_page() -> None:
