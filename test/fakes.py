@@ -134,7 +134,7 @@ class FakeRequest:
             set_wait_queue_entry_time=lambda: None,
             trace_ctx=SimpleNamespace(abort=lambda abort_info: None),
         )
-        self.extra_key = self.lora_id = self.finished_reason = self.last_node = None
+        self.extra_key = self.lora_id = self.finished_reason = self.finished_len = self.last_node = None
         self.prefix_indices: list[int] = []
         self.prefix_len, self.lock, self.kv = 0, None, None
         self.is_retracted, self.retraction_count = False, 0

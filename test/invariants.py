@@ -1,7 +1,7 @@
 """What must hold between any two iterations, for SGLang's scheduler and for ours: one checker per invariant.
 
 REQUESTS  every request that arrived is waiting, running, away (on the host, on its way) or over; one of them.
-KV        free + evictable + protected + held outside the tree = capacity, and each page is somebody's, once.
+KV        of each pool: free + evictable + protected + held outside the tree = capacity, and each page is somebody's, once.
 PAGES     a token lies in its page where it stands in its request, and the tree keeps whole pages.
 GIVEN     no request holds KV that it has not been given: committed <= allocated <= what it may ever need.
 ROWS      free rows of SGLang's request pool + rows held = its size.
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from sglang_slo.core import pages
-from sglang_slo.runtime.sglang import kv, tree
+from sglang_slo.runtime.sglang import kv, pools, speculation, tree
 
 
 class BrokenError(AssertionError):
@@ -116,21 +116,45 @@ def check_given(s: Any) -> None:
             continue
         allocated = kv.allocated_tokens(req)
         most = len(req.origin_input_ids) + req.sampling_params.max_new_tokens + 1
+        if not s.spec_algorithm.is_none():  # a burst may pass the end, and room is kept for the next step
+            most = pages.whole(most + sum(speculation.step(s)), page_tokens(s))
         sizes = (kv.committed_tokens(req), allocated, most)
         _require(sizes[0] <= sizes[1] <= sizes[2], "GIVEN", f"{req.rid}: {sizes}")
 
 
 def check_kv(s: Any) -> None:
     """KV, by its counts."""
-    free, cache, page = s.token_to_kv_pool_allocator.available_size(), s.tree_cache, page_tokens(s)
-    outside = sum(pages.whole(kv.allocated_tokens(r), page) - kv.protected_tokens(r) for r in _with_rows(s))
+    cache, page, reqs = s.tree_cache, page_tokens(s), _with_rows(s)
+    free = pools.free_tokens(s.token_to_kv_pool_allocator, cache)
+    outside = sum(pages.whole(kv.allocated_tokens(r), page) - kv.protected_tokens(r) for r in reqs)
     leaving = sum(pages.whole(len(left.slots), page) for left in Ours(s).leftovers())
-    parts = (free, cache.evictable_size(), cache.protected_size(), outside, leaving)
-    _require(
-        sum(parts) == s.max_total_num_tokens,
-        "KV",
-        f"free, evictable, protected, held, leaving {parts}: {sum(parts)} of {s.max_total_num_tokens}",
-    )
+    _adds_up("", (free, cache.protected_size(), outside, leaving), s.max_total_num_tokens)
+    if s.is_hybrid_swa and pools.WINDOWS:
+        free = pools.window_free_tokens(s.token_to_kv_pool_allocator, cache)
+        own = int(pools.own_window_tokens(reqs, page).sum())
+        _adds_up("the window's ", (free, cache.swa_protected_size(), own, 0), window_capacity(s))
+    if s.is_hybrid_ssm and pools.WINDOWS:
+        rows = s.req_to_token_pool
+        free = rows.mamba_allocator.available_size() + cache.mamba_evictable_size()
+        own = sum(states_of(r) for r in reqs)  # of one that has ended the tree has it
+        _adds_up("states ", (free, cache.mamba_protected_size(), own, 0), rows.mamba_pool.size)
+
+
+def states_of(req: Any) -> int:
+    """Recurrent states that a request holds beside the tree's."""
+    held = req.kv
+    tracked = 0 if held.mamba_ping_pong_track_buffer is None else held.mamba_ping_pong_empty.count(False)
+    return int(held.holds_mamba) + tracked
+
+
+def _adds_up(whose: str, parts: tuple[int, ...], capacity: int) -> None:
+    told = f"{whose}free or evictable, protected, held, leaving {parts}: {sum(parts)} of {capacity}"
+    _require(sum(parts) == capacity and min(parts) >= 0, "KV", told)
+
+
+def window_capacity(s: Any) -> int:
+    """Tokens of the pool of layers that look back over a window."""
+    return int(s.token_to_kv_pool_allocator.size_swa)
 
 
 def check_slots(s: Any) -> None:
@@ -139,9 +163,20 @@ def check_slots(s: Any) -> None:
     runs = [_tree_slots(s.tree_cache), *(left.slots for left in Ours(s).leftovers())]
     runs += [table[kv.row_of(r), kv.protected_tokens(r) : kv.allocated_tokens(r)] for r in _with_rows(s)]
     # all of them begin with a page (PAGES): each page has a first slot in them
-    owned = [_free_pages(allocator), *(run[::page] // page for run in runs)]
+    whole = getattr(allocator, "full_attn_allocator", allocator)
+    _once([_free_pages(whole), *(run[::page] // page for run in runs)], whole.size // page)
+    if whole is not allocator:  # who holds a slot of the one pool holds at most one of the window's
+        window, held = allocator.swa_attn_allocator, torch.cat([run.to(torch.int64) for run in runs])
+        mapped = allocator.full_to_swa_index_mapping[held]
+        mapped = mapped[mapped > 0]  # the others' were given back
+        _once([_free_pages(window), torch.unique(mapped // page)], window.size // page)
+        _require(len(torch.unique(mapped)) == len(mapped), "KV", "a slot of the window's is held twice")
+
+
+def _once(owned: list[Any], most: int) -> None:
+    """Whether each of the pages 1 to `most` is in one of these lists, once."""
     numbers = torch.cat([t.to(torch.int64) for t in owned]).numpy()
-    times = np.bincount(numbers, minlength=allocator.size // page + 1)[1:]  # page 0 is SGLang's padding
+    times = np.bincount(numbers, minlength=most + 1)[1:]  # page 0 is SGLang's padding
     lost, shared = np.flatnonzero(times == 0) + 1, np.flatnonzero(times > 1) + 1
     _require(not len(lost), "KV", f"pages {lost[:8].tolist()} are nobody's ({len(lost)})")
     _require(not len(shared), "KV", f"pages {shared[:8].tolist()} are owned twice ({len(shared)})")
@@ -279,8 +314,19 @@ def check(s: Any, thorough: bool = True) -> None:
 def check_nothing_left(s: Any) -> None:
     """After the last request: everything was given back. Raises BrokenError."""
     check(s)
-    free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
+    slots, cache = s.token_to_kv_pool_allocator, s.tree_cache
+    free = pools.free_tokens(slots, cache)
     _require(free == s.max_total_num_tokens, "KV", f"{free} of {s.max_total_num_tokens} at the end")
+    if s.is_hybrid_swa and pools.WINDOWS:
+        free, most = pools.window_free_tokens(slots, cache), window_capacity(s)
+        _require(free == most, "KV", f"{free} of {most} of the window's at the end")
+    if s.is_hybrid_ssm and pools.WINDOWS:
+        rows = s.req_to_token_pool
+        free, most = (
+            rows.mamba_allocator.available_size() + cache.mamba_evictable_size(),
+            rows.mamba_pool.size,
+        )
+        _require(free == most, "KV", f"{free} of {most} states at the end")
     rows, size = len(s.req_to_token_pool.free_slots), s.req_to_token_pool.size
     _require(rows == size, "ROWS", f"{rows} of {size} at the end")
     ours = Ours(s)

@@ -29,7 +29,7 @@ from sglang_slo.cpu.demo_model import demo_model_path
 
 REQUESTS, RATE_RPS = 60, 3.0
 INPUT, SPREAD, OUTPUT = 250, 120, 24  # tokens: mean, standard deviation, mean
-TTFT_MS, TPOT_MS = 10000.0, 350.0
+TTFT_MS, TPOT_MS = 1500.0, 50.0
 RUN_S = 200.0
 READ_AT = 20  # limits of each kind at which the same requests are read again
 

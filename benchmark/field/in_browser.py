@@ -68,6 +68,10 @@ def looks(browser: Any, url: str, key: str, folder: Path) -> None:
                 ".map(c => c.querySelector('h2').textContent)"
             )
             assert not cut, f"{name}: runs out of its card: {cut}"
+            scrolled = page.evaluate(
+                "[...document.querySelectorAll('.scroll')].some(s => s.scrollWidth > s.clientWidth + 1)"
+            )
+            assert name != "wide" or not scrolled, "the table of classes does not fit into a wide window"
             assert not page.faults, page.faults
             page.screenshot(path=folder / f"slo-{name}-{scheme}.png", full_page=True)
             print(f"{name} ({size[0]} px), {scheme}: fits, keyboard works")

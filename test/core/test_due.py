@@ -68,10 +68,27 @@ def test_of_several_limits_the_nearest_counts_and_a_margin_only_brings_it_nearer
     assert table.due_s(rows, margin)[0] <= table.due_s(rows)[0]
 
 
+@given(times, limits, st.floats(0.0, 0.9), st.booleans())
+def test_a_pace_leaves_its_margin_of_all_tokens_so_far_but_one_tokens_time_at_most(
+    gaps_s: list[float], limit: float, margin: float, mean: bool
+) -> None:
+    slo = Slo(tpot_s=limit) if mean else Slo(tbt_s=limit, gap_rule=GapRule.PACE)
+    table, rows = _decoding(slo, gaps_s)
+    left_s = float(table.due_s(rows)[0] - table.due_s(rows, margin)[0])
+    assert math.isclose(left_s, limit * min(margin * (len(gaps_s) + 1), 1.0), abs_tol=1e-9)
+
+
 def test_without_a_limit_nothing_is_ever_due() -> None:
     table, rows = _decoding(Slo(), [0.1])
     assert table.due_s(rows)[0] == math.inf
     assert table.back_by_s(int(rows[0])) == math.inf
+
+
+def test_without_a_limit_nothing_is_due_though_no_token_is_known_of() -> None:
+    table = RequestTable(4)
+    rows = np.array([table.add(Slo(), 0.0, 10, 1000), table.add(Slo(tbt_s=0.1), 0.0, 10, 1000)])
+    with np.errstate(all="raise"):
+        assert table.due_s(rows, 0.1).tolist() == [math.inf, -math.inf]
 
 
 def test_who_has_missed_its_promise_need_not_hurry_back() -> None:

@@ -1,4 +1,4 @@
-"""SGLang's own features under our scheduler: each works as the table in runtime/scheduler/flags.py says."""
+"""SGLang's own features under our scheduler: each works as the table in runtime/scheduler/modes.py says."""
 
 from __future__ import annotations
 

@@ -32,11 +32,12 @@ class DecodeChoice:
     requests: int
     context_tokens: int
     allowance_s: float  # the smallest among those who take part
+    verified: int = 1  # tokens that each computes, in a batch of their own
 
     @property
     def shape(self) -> BatchShape:
         """Their shape as a batch of their own."""
-        return decode_shape(self.requests, self.context_tokens)
+        return decode_shape(self.requests, self.context_tokens, verified=self.verified)
 
     @property
     def mixed_shape(self) -> BatchShape:
@@ -45,20 +46,24 @@ class DecodeChoice:
 
 
 def choose_decodes(
-    allowance_s: np.ndarray, context_tokens: np.ndarray, model: LatencyModel, may_sit_out: bool
+    allowance_s: np.ndarray,
+    context_tokens: np.ndarray,
+    model: LatencyModel,
+    may_sit_out: bool,
+    verified: int = 1,
 ) -> DecodeChoice:
     """Everyone, unless the decode alone would pass the tightest allowance; then the looser ones sit this one out.
 
     Taken by allowance, tightest first: the longest such prefix whose decode ends within the tightest allowance.
     A looser request's allowance shrinks while it sits out, so it comes first before its own limit passes.
-    At least one request decodes.
+    At least one request decodes. `verified`: tokens that each computes (speculative decoding).
 
     Only if that helps: in such turns, `count` at a time, the one at place j of the order has its token after
     floor(j / count) + 1 iterations. Where one of them would be late by its own allowance, everyone decodes: what all share
     of an iteration (its fixed cost, the weights) is then paid once instead of once a turn.
     """
     total = int(context_tokens.sum())
-    everyone = DecodeChoice(None, len(allowance_s), total, float(allowance_s.min()))
+    everyone = DecodeChoice(None, len(allowance_s), total, float(allowance_s.min()), verified)
     if not may_sit_out or everyone.allowance_s == math.inf:
         return everyone
     if model.safe_iteration_s(everyone.shape) <= everyone.allowance_s:
@@ -69,16 +74,17 @@ def choose_decodes(
     low, high = 1, len(order)
     while low < high:  # largest count that still fits; cost grows with the count
         middle = (low + high + 1) // 2
-        fits = model.safe_iteration_s(decode_shape(middle, int(contexts[middle - 1]))) <= limit
+        shape = decode_shape(middle, int(contexts[middle - 1]), verified=verified)
+        fits = model.safe_iteration_s(shape) <= limit
         low, high = (middle, high) if fits else (low, middle - 1)
     # those whose limit has passed or is about to cannot be helped by leaving the others out any further
     due = int(np.searchsorted(allowance_s[order], limit, side="right"))
     count = max(low, min(due, len(order)))
-    turn_s = model.safe_iteration_s(decode_shape(count, int(contexts[count - 1])))
+    turn_s = model.safe_iteration_s(decode_shape(count, int(contexts[count - 1]), verified=verified))
     waits_s = turn_s * (np.arange(count, len(order)) // count + 1)
     if (allowance_s[order[count:]] < waits_s).any():
         return everyone
-    return DecodeChoice(order[:count], count, int(contexts[count - 1]), everyone.allowance_s)
+    return DecodeChoice(order[:count], count, int(contexts[count - 1]), everyone.allowance_s, verified)
 
 
 class DecodeLoad:

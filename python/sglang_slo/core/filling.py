@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from sglang_slo.core import pages
 from sglang_slo.core.chunking import Budget, DecodeLoad
-from sglang_slo.core.kv.ledger import LateLedger, Need
+from sglang_slo.core.kv.ledger import UNBOUNDED, LateLedger, Need
+from sglang_slo.core.kv.pool import Pool
 from sglang_slo.core.latency import BatchShape
 from sglang_slo.core.view import View
 
@@ -14,6 +15,7 @@ MOST_DECODE_SHARE = 0.9  # of the time, at most, is promised to decodes; what is
 LEAST_CHUNK_TOKENS = 32  # a smaller piece at the end of an iteration is not worth its bookkeeping
 SHARED_TOKENS = 32  # a cached prefix so long, and there is nothing to wait for
 MOST_DEFERRALS = 2  # iterations until what another computes is in the cache, with one in flight
+WINDOW_ITERATIONS = 3  # until what a piece of a prompt took beyond a window is given back, with one in flight
 MOST_REFUSALS = 16  # requests that KV refuses before the rest of the line is left alone for this iteration
 
 
@@ -58,6 +60,7 @@ class Filling:
         self.slots = view.request_slots
         # what every decode takes in this iteration is theirs
         self.free_tokens = view.pool.free_tokens - view.pool.next_tokens
+        self.window_tokens = _window_tokens(view.pool)
         self.ledger = LateLedger(view.pool.ledger)
         self.entered: list[Need] = []  # what newcomers were charged
         self.refused: dict[int, Need] = {}  # rows that KV had no room for, in order, and what they need
@@ -75,40 +78,63 @@ class Filling:
             self.deferred.append(row)
             return False
         piece = self._piece(row, context)
-        history, rest, tokens = piece.history, piece.rest, min(piece.rest, piece.fits)
+        history, rest = piece.history, piece.rest
+        tokens = min(rest, piece.fits, max(self._window_room(row, history), LEAST_CHUNK_TOKENS))
         if not table.cuttable[row] and tokens < (all_at_once := min(rest, view.most_chunk_tokens)):
             if self.prefill or not (terms.whole or len(view.decoding) == 0):
                 return False  # another iteration's; the time of this one is for others
             tokens = all_at_once
         if tokens < rest:
-            tokens = pages.cut(history, tokens, table.page_tokens)
+            tokens = pages.cut(history, tokens, max(table.page_tokens, view.grid_tokens))
         if tokens <= 0 or (tokens < min(rest, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
             self.out_of_time = not self.prefill
             return False
-        newcomer = row != view.chunked
-        if newcomer and (self.slots <= 0 or not self._in_time(row, context)):
+        if not self._enters(row, context, piece, tokens, terms):
             return self._refuse()
-        at_once, charge = self._kv(row, history, tokens, max(context, history + rest))
-        need = view.pool.need(
-            row, charge, far=terms.far, keep_free=terms.keep_free, overdraft=terms.overdraft
-        )
-        if at_once > self.free_tokens or (newcomer and not self.ledger.admits(need)):
-            if newcomer:
-                self.refused[row] = need
-            return self._refuse()
-        if newcomer:
-            self.slots -= 1
-            self.entered.append(need)
-            self._joins(row, context)
         self.computing.add(int(table.prefix_group[row]))
-        self.free_tokens -= at_once
         self.prefill.append((row, tokens))
         self.loads += [row] if piece.loaded else []
         self.shape = piece.shape.with_chunk(history, tokens)
         self._chunk_left -= tokens
         self.full = tokens < rest
         return True
+
+    def _enters(self, row: int, context: int, piece: Piece, tokens: int, terms: Terms) -> bool:
+        """Whether KV, request slots and the decodes' time have room for so much of it; it is charged then."""
+        view, table, newcomer = self._view, self._view.table, row != self._view.chunked
+        if newcomer and (self.slots <= 0 or not self._in_time(row, context)):
+            return False
+        whole = max(context, piece.history + piece.rest) + table.step.spare_tokens
+        at_once, charge = self._kv(row, piece.history, tokens, whole)
+        in_window = self._window_kv(row, piece.history, tokens)
+        need = view.pool.need(
+            row, charge, far=terms.far, keep_free=terms.keep_free, overdraft=terms.overdraft
+        )
+        short = at_once > self.free_tokens or in_window > self.window_tokens
+        if short or (newcomer and not self.ledger.admits(need)):
+            if newcomer:
+                self.refused[row] = need
+            return False
+        if newcomer:
+            self.slots -= 1
+            self.entered.append(need)
+            self._joins(row, context)
+        self.free_tokens -= at_once
+        self.window_tokens -= in_window
+        return True
+
+    def _window_kv(self, row: int, history: int, tokens: int) -> int:
+        """What `row` takes of the window's pool for a piece of its prompt; what is cached for it stops being evictable."""
+        window, page = self._view.pool.window, self._view.table.page_tokens
+        if window is None:
+            return 0
+        found = window.found_tokens(history) if row != self._view.chunked else 0
+        return found + pages.growth(history, tokens, page)
+
+    def _window_room(self, row: int, history: int) -> int:
+        """The longest piece that the window's pool has room for."""
+        return self.window_tokens - self._window_kv(row, history, 0) - self._view.table.page_tokens + 1
 
     def _kv(self, row: int, history: int, tokens: int, context: int) -> tuple[int, int]:
         """KV that `row` takes from the pool for a piece of its prompt, and for all of it up to `context`; tokens.
@@ -182,3 +208,12 @@ class Filling:
         if self._fixed:
             return self._chunk_left
         return min(self._chunk_left, self._view.model.largest_safe_chunk(shape, history, time_s))
+
+
+def _window_tokens(pool: Pool) -> int:
+    """What pieces of prompts may take of the window's pool: the decodes take theirs until that is given back."""
+    if pool.window is None:
+        return UNBOUNDED
+    return pool.window.free_tokens - int(
+        pool.window.growth_tokens(pool.growth_tokens(WINDOW_ITERATIONS)).sum()
+    )

@@ -60,9 +60,15 @@ class BatchShape:
         return replace(self, load_s=self.load_s + seconds)
 
 
-def decode_shape(requests: int, context_tokens: int, beside_prefill: bool = False) -> BatchShape:
-    """A batch of `requests` decodes that together read `context_tokens` of KV, alone or for chunks to be added."""
-    return BatchShape(beside_prefill, requests, 0.0, context_tokens, requests)
+def decode_shape(
+    requests: int, context_tokens: int, beside_prefill: bool = False, verified: int = 1
+) -> BatchShape:
+    """A batch of `requests` decodes that together read `context_tokens` of KV, alone or for chunks to be added.
+
+    `verified`: tokens that each computes alone (speculative decoding); beside prefill each computes one.
+    """
+    new_tokens = requests if beside_prefill else requests * verified
+    return BatchShape(beside_prefill, new_tokens, 0.0, context_tokens, requests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,9 @@ class Planner:
         """
         allowance_s = float((table.due_s(rows, self.config.margin) - base_s).min())
         if allowance_s < math.inf:
-            everyone = decode_shape(len(rows), int(table.context_tokens(rows).sum()))
+            everyone = decode_shape(
+                len(rows), int(table.context_tokens(rows).sum()), verified=table.step.verified_tokens
+            )
             if model.safe_iteration_s(everyone) > allowance_s:
                 return False
         self._nobody_waits(base_s)
@@ -255,7 +257,9 @@ class Planner:
         table, rows = view.table, view.decoding
         allowance = table.due_s(rows, self.config.margin) - view.base_s
         may_sit_out = self.config.decode_buckets and view.may_sit_out
-        return chunking.choose_decodes(allowance, table.context_tokens(rows), view.model, may_sit_out)
+        return chunking.choose_decodes(
+            allowance, table.context_tokens(rows), view.model, may_sit_out, table.step.verified_tokens
+        )
 
     def _budget(self, view: View, decodes: DecodeChoice | None, backlog_tokens: int) -> Budget:
         if self.config.chunk == "fixed":

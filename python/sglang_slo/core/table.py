@@ -20,6 +20,7 @@ from sglang_slo.core.lengths import (
     remaining_and_expected,
 )
 from sglang_slo.core.slo import GapRule, Slo, bucket
+from sglang_slo.core.steps import PLAIN, DecodeStep
 
 COLUMNS: dict[str, Any] = {
     "seq": np.int64,  # arrival order, the last tie-break of every decision
@@ -49,7 +50,8 @@ COLUMNS: dict[str, Any] = {
     "token_s": np.float64,  # measured end of the iteration that gave the last token; -inf: none yet
     "first_token_s": np.float64,  # measured end of the iteration that gave the first one; -inf: none yet
     "out_tokens": np.int64,  # tokens whose end was measured
-    "inflight_tokens": np.int64,  # tokens that iterations on their way will give
+    "burst_tokens": np.int64,  # tokens beyond the first of bursts that are known, but not yet when they were out
+    "inflight_tokens": np.int64,  # tokens that iterations on their way will give at least
     "gaps": np.int64,  # gaps between tokens so far
     "missed_gaps": np.int64,  # of these, longer than the limit
     "preemptions": np.int16,
@@ -92,6 +94,7 @@ class RequestTable:
     token_s: np.ndarray
     first_token_s: np.ndarray
     out_tokens: np.ndarray
+    burst_tokens: np.ndarray
     inflight_tokens: np.ndarray
     gaps: np.ndarray
     missed_gaps: np.ndarray
@@ -103,7 +106,13 @@ class RequestTable:
     cuttable: np.ndarray
     splittable: np.ndarray
 
-    def __init__(self, capacity: int = 1024, max_preemptions: int = 1 << 14, page_tokens: int = 1) -> None:
+    def __init__(
+        self,
+        capacity: int = 1024,
+        max_preemptions: int = 1 << 14,
+        page_tokens: int = 1,
+        step: DecodeStep = PLAIN,
+    ) -> None:
         self._free = list(range(capacity))
         self._taken: set[int] = set()
         self._next_seq = 0
@@ -114,6 +123,10 @@ class RequestTable:
         self.page_tokens = (
             page_tokens  # of the KV pool; what is history, shared or pinned is whole pages of it
         )
+        self.step, self.tokens_per_step = (
+            step,
+            1.0,
+        )  # what a decode computes and is given KV for; gives on average
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
 
@@ -181,22 +194,26 @@ class RequestTable:
             every gap, P99   last + tbt
             pace             first + n tbt
             mean (tpot)      first + n tpot: never behind on the way is enough to end within the mean
-            end to end       last + (end - last) / tokens still expected: what is left, spread evenly
+            end to end       last + (end - last) / steps still expected: what is left, spread evenly
 
-        `margin`: the share of each limit (of one token's, where it is a pace) that is left unused.
+        `margin`: the share of each limit that is left unused; where it is a pace, of the time of all tokens so far, but no
+        more than one token's: what is late on its way to the client is the last token, whichever it is.
         """
         last, n = self.last_token_s[rows], self.out_tokens[rows] + self.inflight_tokens[rows]
         first = np.where(self.first_token_s[rows] > -math.inf, self.first_token_s[rows], last)
         tbt, tpot = self.tbt_s[rows], self.tpot_s[rows]
-        due: np.ndarray = last + tbt * (1 - margin)
+        paced_n = n - np.minimum(margin * n, 1.0)
+        # without a limit nothing is due, whether the last token's time is known or not
+        bounded = np.isfinite(tbt)
+        due: np.ndarray = np.where(bounded, last + np.where(bounded, tbt, 0.0) * (1 - margin), np.inf)
         paced = self.gap_rule[rows] == GapRule.PACE
         if paced.any():
-            due = np.where(paced & np.isfinite(tbt), first + (n - margin) * np.where(paced, tbt, 0.0), due)
+            due = np.where(paced & bounded, first + paced_n * np.where(paced, tbt, 0.0), due)
         if np.isfinite(tpot).any():
-            due = np.minimum(due, first + (n - margin) * tpot)
+            due = np.minimum(due, first + paced_n * tpot)
         by = self.e2e_by_s[rows]
         if np.isfinite(by).any():
-            each = (by - last) / np.maximum(self.expected_tokens[rows], 1.0)
+            each = (by - last) / np.maximum(self.expected_steps(rows), 1.0)
             due = np.minimum(due, last + each * (1 - margin))
         return due
 
@@ -228,6 +245,11 @@ class RequestTable:
         found: np.ndarray = self.promised[rows] & ~self.lost[rows]
         return found
 
+    def expected_steps(self, rows: np.ndarray) -> np.ndarray:
+        """Deliveries still expected of each row; float[n]. A step of speculative decoding delivers several tokens."""
+        found: np.ndarray = self.expected_tokens[rows] / self.tokens_per_step
+        return found
+
     # -- KV
 
     def context_tokens(self, rows: np.ndarray) -> np.ndarray:
@@ -241,8 +263,8 @@ class RequestTable:
         return found
 
     def held_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """KV that each row holds, or will hold once prefilled, alone; int[n], whole pages."""
-        context = pages.whole(self.context_tokens(rows), self.page_tokens)
+        """KV that each row holds, or will hold once it decodes, alone; int[n], whole pages."""
+        context = pages.whole(self.context_tokens(rows) + self.step.spare_tokens, self.page_tokens)
         found: np.ndarray = context - self.shared_tokens[rows]
         return found
 

@@ -13,11 +13,11 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 
 
-def allocator(*args: Any, page_size: int = 1, **kwargs: Any) -> Any:
+def allocator(size: int, page_size: int = 1, *args: Any, **kwargs: Any) -> Any:
     """The allocator for `page_size`, made as SGLang makes one of an out-of-tree platform."""
     if page_size == 1:
-        return TokenToKVPoolAllocator(*args, **kwargs)
-    return PagedAllocator(*args, page_size=page_size, **kwargs)
+        return TokenToKVPoolAllocator(size, *args, **kwargs)
+    return PagedAllocator(size, page_size, *args, **kwargs)
 
 
 class PagedAllocator(PagedTokenToKVPoolAllocator):

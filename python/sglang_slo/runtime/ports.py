@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_slo import clock
 from sglang_slo.core import pages
+from sglang_slo.runtime.sglang import pools
 from sglang_slo.runtime.sglang.kv import allocated_tokens
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class KvPool:
     capacity_tokens: int
     page_tokens: int = 1  # slots are given and taken back in pages of so many
     held: dict[Req, None] = field(default_factory=dict)  # half-prefilled ones that wait with KV of their own
+    window: pools.Window | None = None  # the pool of layers that look back over a window, where there are any
+    grid_tokens: int = 1  # recurrent states are kept at multiples of so many tokens
 
     def free_tokens(self) -> int:
         """Free and evictable KV, and what those hold who can be made to start again."""
@@ -63,7 +66,21 @@ class KvPool:
 
     def unheld_tokens(self) -> int:
         """Free and evictable KV."""
-        return int(self.allocator.available_size() + self.tree.evictable_size())
+        return pools.free_tokens(self.allocator, self.tree)
+
+    def window_free_tokens(self) -> int:
+        """Free and evictable KV of the window's pool, where there is one."""
+        return pools.window_free_tokens(self.allocator, self.tree)
+
+    def has(self, tokens: int) -> bool:
+        """Whether so much is free, or can be had, of every pool."""
+        return self.free_tokens() >= tokens and (self.window is None or self.window_free_tokens() >= tokens)
+
+    def low(self, share: float) -> bool:
+        """Whether less than this share of a pool is free or can be had."""
+        if self.free_tokens() < share * self.capacity_tokens:
+            return True
+        return self.window is not None and self.window_free_tokens() < share * self.window.capacity_tokens
 
 
 class Waiting(Protocol):

@@ -163,6 +163,7 @@ def key(spec: Spec) -> str:
         (workload.on.name, repr(getattr(workload.on, "host", None))),
         workload.seed,
         workload.noise_sigma,
+        workload.acceptance,
         (workload.clients, workload.staggered),
         (workload.callers, workload.texts, workload.declared_tokens, workload.features),
         workload.declared_max_new_tokens,

@@ -30,7 +30,10 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("SGLANG_SLO_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv(command.MEASURE_ENV, raising=False)
     built = SimpleNamespace(
-        slo_config=SloConfig(), slo_ranks=SimpleNamespace(tp_size=1, tp_rank=0), measured=0
+        slo_config=SloConfig(),
+        slo_ranks=SimpleNamespace(tp_size=1, tp_rank=0),
+        spec_algorithm=SimpleNamespace(is_none=lambda: True),
+        measured=0,
     )
 
     def measure(*args: Any) -> LatencyModel:

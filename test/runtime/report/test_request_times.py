@@ -59,6 +59,7 @@ def make_req(row: int = 0, rid: str = "r", most: int = 10) -> Any:
         cached_tokens=1,
         retraction_count=0,
         finished_reason=None,
+        finished_len=None,
         sampling_params=SimpleNamespace(max_new_tokens=most, n=1),
     )
 
@@ -98,6 +99,18 @@ def test_a_pass_without_a_new_token_is_no_gap() -> None:
     req.finished_reason = FINISH_LENGTH(2)
     run(reporter, [(9.0, [req])])
     assert observer.records[0].out.max_gap_s == 8.0
+
+
+def test_of_a_burst_the_tokens_behind_the_end_are_not_delivered() -> None:
+    observer = Kept()
+    reporter, req = Reporter(observer), make_req()
+    reporter.opened(req, 0.0, 0.0)
+    run(reporter, [(1.0, [req])])
+    req.output_ids += [1] * 2
+    req.finished_reason, req.finished_len = FINISH_MATCHED_TOKEN(2), 3
+    run(reporter, [(2.0, [req])])  # a burst of three, whose second is the last
+    out = observer.records[0].out
+    assert (out.tokens, out.gaps, out.max_gap_s, out.tpot_s) == (3, 1, 1.0, 0.5)
 
 
 def test_a_request_ends_once() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from sglang_slo.config import SloConfig
 from sglang_slo.runtime.scheduler import flags
+from sglang_slo.runtime.sglang.speculation import COVERED
 from sglang_slo.runtime.sglang.supported import FLAGS_OF_SOME
 from sglang_slo.runtime.sglang.tree import KNOWN_CACHES
 
@@ -71,7 +72,6 @@ def test_preempted_kv_goes_to_the_host_in_one_way_only() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"speculative_algorithm": "EAGLE"},
         {"pp_size": 2},
         {"disaggregation_mode": "prefill"},
         {"is_embedding": True},
@@ -89,6 +89,43 @@ def test_preempted_kv_goes_to_the_host_in_one_way_only() -> None:
 def test_a_mode_that_ours_does_not_cover_runs_stock_and_says_why(given: dict[str, Any]) -> None:
     assert len(flags.stock_reasons(server_args(**given), OURS)) == 1
     assert not flags.refusals(server_args(**given), OURS)
+
+
+SPECULATES = {"speculative_algorithm": "EAGLE"}
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "eagle3", "NEXTN", "STANDALONE", "NGRAM"])
+def test_speculative_decoding_is_ours_where_sglang_tells_how_its_steps_may_be_mixed(algorithm: str) -> None:
+    given = server_args(speculative_algorithm=algorithm)
+    assert bool(flags.stock_reasons(given, OURS)) != COVERED
+    assert not flags.refusals(given, OURS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"speculative_algorithm": "DFLASH"},
+        {"speculative_algorithm": "FROZEN_KV_MTP"},
+        {"speculative_algorithm": "A_PLUGINS_OWN"},
+        {**SPECULATES, "speculative_adaptive": True},
+        {**SPECULATES, "enable_hierarchical_cache": True},
+    ],
+    ids=lambda given: "-".join(str(v) for v in given.values()),
+)
+def test_speculative_decoding_of_another_kind_runs_stock_and_says_why(given: dict[str, Any]) -> None:
+    assert flags.stock_reasons(server_args(**given), OURS)
+
+
+def test_a_draft_models_kv_is_not_left_behind() -> None:
+    (message,) = flags.refusals(server_args(**SPECULATES), SloConfig(host_kv_gb=8.0))
+    assert "--speculative-algorithm" in message and "--slo-host-kv-gb" in message
+
+
+def test_what_sglang_cannot_mix_is_not_asked_to_be_mixed() -> None:
+    asked = SloConfig(mix="always")
+    assert flags.refusals(server_args(speculative_algorithm="NGRAM"), asked)
+    assert not flags.refusals(server_args(speculative_algorithm="NGRAM"), OURS)
+    assert not flags.refusals(server_args(**SPECULATES), asked)
 
 
 def scheduler(**given: Any) -> SimpleNamespace:

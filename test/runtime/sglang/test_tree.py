@@ -53,3 +53,23 @@ def test_the_requests_own_lock_is_there_again(fails: bool) -> None:
     else:
         assert tree.kept_alone(cache, req) == 10
     assert cache.locks == 1
+
+
+@pytest.mark.skipif(not tree.RECEIPTS, reason="no part of a lock is given back before the rest there")
+def test_a_window_that_was_given_back_is_not_locked_again() -> None:
+    cache: Any = Tree(fails=False)
+    skipped: list[Any] = []
+    cache.lock = lambda node, skip_lock_components=(): skipped.extend(skip_lock_components)
+    for released in (False, True):
+        skipped.clear()
+        tree.kept_alone(cache, SimpleNamespace(last_node="node", lock=SimpleNamespace(swa_released=released)))
+        assert bool(skipped) == released
+
+
+@pytest.mark.skipif(not tree.RECEIPTS, reason="recurrent states run on stock scheduling there")
+def test_who_only_waits_is_given_no_state() -> None:
+    seen: list[dict[str, Any]] = []
+    req: Any = SimpleNamespace(init_next_round_input=lambda cache, **how: seen.append(how))
+    for states in (True, False):
+        tree.find_prefix(SimpleNamespace(supports_mamba=lambda states=states: states), req)  # type: ignore[arg-type]
+    assert seen == [{"cow_mamba": False}, {}]

@@ -38,6 +38,7 @@ class Need:
     keep_free: int = 0  # what it has to leave beside it for others; not charged
     overdraft: int = 0  # by how much it may pass the limit
     first: int = 1  # of what comes later, what its first decode takes
+    window: int = 0  # what it may hold of the pool of layers that look back over a window, if there is one
 
 
 class Ledger(Protocol):

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from sglang_slo.core import pages
-from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.ledger import ForecastLedger, FullLedger, Ledger, Need, StockLedger
+from sglang_slo.core.kv.window import BothLedgers, WindowLedger, WindowPool
 from sglang_slo.core.table import RequestTable
 
 NOBODY = np.zeros(0, np.int64)
@@ -33,10 +33,14 @@ class Leavers:
     may_keep: np.ndarray  # bool: its KV may go into the radix tree
     may_swap: np.ndarray  # bool: its KV may go to the host
     may_recompute: np.ndarray  # bool: its KV may be thrown away
+    window_tokens: np.ndarray | None = None  # int: of the window's pool, what is free there once it has left
 
     def without(self, positions: np.ndarray) -> Leavers:
         """Those who are left once the ones at `positions` are gone."""
-        return Leavers(*(np.delete(getattr(self, name), positions) for name in self.__dataclass_fields__))
+        window = None if self.window_tokens is None else np.delete(self.window_tokens, positions)
+        names = [name for name in self.__dataclass_fields__ if name != "window_tokens"]
+        columns = {name: np.delete(getattr(self, name), positions) for name in names}
+        return Leavers(**columns, window_tokens=window)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ class Pool:
     look_up_leavers: Callable[[], Leavers] | None = None
     host: HostKv = field(default_factory=HostKv)
     slots: np.ndarray | None = None  # int[n] tokens that each of `decoding` has slots for; None: its context
+    window: WindowPool | None = None  # the pool of layers that look back over a window, where there are any
+    computed: np.ndarray | None = (
+        None  # int[n] tokens whose KV is known to be there; None: all but the last one's
+    )
 
     @property
     def decoding_slots(self) -> np.ndarray:
@@ -80,12 +88,38 @@ class Pool:
     @cached_property
     def next_tokens(self) -> int:
         """KV that the decodes take in one iteration, if all of them take part."""
-        return int(pages.growth(self.decoding_slots, 1, self.table.page_tokens).sum())
+        return int(self.growth_tokens(1).sum())
 
     def growth_tokens(self, iterations: int) -> np.ndarray:
         """KV that each decoding request may take within so many iterations; int[n]."""
-        remaining = self.table.remaining_tokens[self.decoding]
-        return preemption.growth_tokens(self.decoding_slots, remaining, iterations, self.table.page_tokens)
+        table, rows = self.table, self.decoding
+        return table.step.growth_tokens(
+            self.decoding_slots,
+            table.context_tokens(rows) - 1 if self.computed is None else self.computed,
+            table.remaining_tokens[rows],
+            iterations,
+            table.tokens_per_step,
+            table.page_tokens,
+        )
+
+    def lasts(self, iterations: int) -> bool:
+        """Whether every pool has what those who decode take within so many iterations, once copies out are over."""
+        growth = self.growth_tokens(iterations)
+        if self.free_tokens + self.leaving_tokens < int(growth.sum()):
+            return False
+        window = self.window
+        return window is None or window.free_tokens >= int(window.growth_tokens(growth).sum())
+
+    def all_can_decode(self) -> bool:
+        """Whether every pool has what the next decode of everybody takes."""
+        if self.free_tokens < self.next_tokens:
+            return False
+        return self.window is None or self.window.free_tokens >= self.next_tokens
+
+    @property
+    def least_free_tokens(self) -> int:
+        """What is free in the pool that has least of it."""
+        return self.free_tokens if self.window is None else min(self.free_tokens, self.window.free_tokens)
 
     @cached_property
     def leavers(self) -> Leavers:
@@ -102,13 +136,18 @@ class Pool:
         rest = leavers.without(positions)
         freed = leavers.freed_tokens[positions]
         later = int(freed[copied].sum()) if copied is not None and self.host.hides else 0
+        window = self.window
+        if window is not None and leavers.window_tokens is not None:
+            window = window.without(positions, int(leavers.window_tokens[positions].sum()))
         return replace(
             self,
             decoding=np.delete(self.decoding, positions),
             slots=None if self.slots is None else np.delete(self.slots, positions),
+            computed=None if self.computed is None else np.delete(self.computed, positions),
             free_tokens=self.free_tokens + int(freed.sum()) - later,
             leaving_tokens=self.leaving_tokens + later,
             look_up_leavers=lambda: rest,
+            window=window,
         )
 
     @cached_property
@@ -123,22 +162,39 @@ class Pool:
         if self.rule == "full":
             return self.reserve_tokens
         growth = np.minimum(self.table.remaining_tokens[self.decoding], self.near)
-        return self.reserve_tokens + int(np.maximum(growth - RELIEF_ITERATIONS, 0).sum())
+        soon = int(RELIEF_ITERATIONS * self.table.tokens_per_step)
+        return self.reserve_tokens + int(np.maximum(growth - soon, 0).sum())
 
     def need(self, row: int, tokens: int, **how: int) -> Need:
         """What `row` would need if it brought so many tokens at once."""
         table, rows = self.table, np.array([row])
         context, remaining = int(table.context_tokens(rows)[0]), int(table.remaining_tokens[row])
+        context += table.step.spare_tokens
         if self.rule == "stock":
             remaining = int(table.declared_tokens[row] - table.output_tokens[row])
         elif self.rule == "full":
             remaining = pages.growth(context, remaining, table.page_tokens)
         declared = int(table.declared_remaining(rows)[0]) if table.non_preemptible(rows)[0] else 0
         first = pages.growth(context, 1, table.page_tokens)
-        return Need(tokens, remaining, declared, first=first, **how)  # type: ignore[arg-type]
+        window = 0
+        if self.window is not None:
+            more = min(int(table.remaining_tokens[row]), self.near)
+            window = self.window.need_tokens(context, pages.growth(context, more, table.page_tokens))
+        return Need(tokens, remaining, declared, first=first, window=window, **how)  # type: ignore[arg-type]
 
     def ledger(self) -> Ledger:
-        """Admission beside those who hold KV now."""
+        """Admission beside those who hold KV now, of every pool."""
+        ledger, window = self._ledger(), self.window
+        if window is None:
+            return ledger
+        held = window.capacity_tokens - window.free_tokens
+        later, soon = (
+            int(window.growth_tokens(self.growth_tokens(n)).sum()) for n in (self.near, RELIEF_ITERATIONS)
+        )
+        alone = len(self.decoding) == 0 and self.chunked < 0
+        return BothLedgers(ledger, WindowLedger(window.capacity_tokens, held, later, soon, alone))
+
+    def _ledger(self) -> Ledger:
         table, rows = self.table, self.decoding
         if self.rule == "stock":
             left = table.declared_tokens[rows] - table.output_tokens[rows]
@@ -152,7 +208,8 @@ class Pool:
         shared = max(self.capacity_tokens - self.free_tokens - now, 0)
         held, remaining = table.held_tokens(rows), table.remaining_tokens[rows]
         if self.rule == "full":
-            left = pages.growth(table.context_tokens(rows), remaining, table.page_tokens)
+            context = table.context_tokens(rows) + table.step.spare_tokens
+            left = pages.growth(context, remaining, table.page_tokens)
             return FullLedger(held, left, shared, self.capacity_tokens, self.reserve_tokens)
         return ForecastLedger(
             held,

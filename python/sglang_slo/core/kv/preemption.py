@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-
 from sglang_slo.core import pages
 from sglang_slo.core.latency import LatencyModel
+from sglang_slo.core.steps import DecodeStep
 
 LONGEST_LEAD = 8  # iterations: victims are never chosen earlier than this before the KV runs out
 
@@ -31,14 +30,9 @@ class PreemptMode(str, Enum):
 # -- when
 
 
-def growth_tokens(slots: np.ndarray, remaining: np.ndarray, iterations: int, page: int = 1) -> np.ndarray:
-    """KV that running requests may grow by within so many iterations: one token each until its bound, at
-    least one; int[n], in whole pages.
-
-    `slots` int[n], tokens that each has slots for; `remaining` int[n], bounded output still to come. What they free when
-    they end is not counted.
-    """
-    return pages.growth(slots, np.clip(remaining, 1, iterations), page)
+def most_growth_tokens(step: DecodeStep, page: int = 1) -> int:
+    """KV that no request takes more than within `LONGEST_LEAD` iterations, in whole pages."""
+    return pages.whole(LONGEST_LEAD * step.verified_tokens + step.spare_tokens, page)
 
 
 def lead_iterations(swap_out_s: float, iteration_s: float) -> int:

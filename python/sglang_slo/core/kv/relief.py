@@ -27,7 +27,6 @@ from typing import Protocol
 
 import numpy as np
 
-from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.ledger import Need
 from sglang_slo.core.kv.pool import NOBODY, RELIEF_ITERATIONS, Pool
@@ -161,10 +160,9 @@ class ReliefPlanner:
         table, rows = pool.table, pool.decoding
         if self._settings.preempt == "stock" or len(rows) == 0:
             return Relief()
-        if pool.free_tokens >= len(rows) * pages.whole(preemption.LONGEST_LEAD, table.page_tokens):
+        if pool.least_free_tokens >= len(rows) * preemption.most_growth_tokens(table.step, table.page_tokens):
             return Relief()
-        soon = int(pool.growth_tokens(self._lead(pool, model)).sum())
-        if pool.free_tokens + pool.leaving_tokens >= soon:
+        if pool.lasts(self._lead(pool, model)):
             return Relief()
         order = groups(pool, model, base_s, self._settings.victims, trusted).all
         if len(order) < len(rows) - 1:
@@ -172,12 +170,13 @@ class ReliefPlanner:
             order = np.concatenate((order, stay))
         order = order[: len(rows) - 1]
         growth = pool.growth_tokens(RELIEF_ITERATIONS)
-        freed = pool.leavers.freed_tokens + growth
-        need = int(growth.sum()) - pool.free_tokens
-        count = int(np.searchsorted(np.cumsum(freed[order]), need)) + 1
+        count = _fewest_for(growth, pool.leavers.freed_tokens, pool.free_tokens, order)
+        window, freed = pool.window, pool.leavers.window_tokens
+        if window is not None and freed is not None:
+            there = _fewest_for(window.growth_tokens(growth), freed, window.free_tokens, order)
+            count = max(count, there)
         leaving = np.sort(order[:count])
-        after = pool.without(leaving)
-        short = after.free_tokens < after.next_tokens and pool.chunked >= 0
+        short = not pool.without(leaving).all_can_decode() and pool.chunked >= 0
         return self.relief(pool, leaving, model, short)
 
     def _lead(self, pool: Pool, model: LatencyModel) -> int:
@@ -186,7 +185,8 @@ class ReliefPlanner:
             return 1
         contexts = pool.table.context_tokens(pool.decoding)
         copy_s = preemption.swap_s(model, int(contexts.max())) / 2
-        seconds = model.iteration_s(decode_shape(len(contexts), int(contexts.sum())))
+        verified = pool.table.step.verified_tokens
+        seconds = model.iteration_s(decode_shape(len(contexts), int(contexts.sum()), verified=verified))
         return preemption.lead_iterations(copy_s, seconds)
 
     def for_newcomer(
@@ -251,6 +251,8 @@ class ReliefPlanner:
             free = after.free_tokens - after.next_tokens
             if free < need.tokens + sum(other.tokens for other in entered):
                 return False
+            if after.window is not None and after.window.free_tokens - after.next_tokens < need.window:
+                return False
             ledger = after.ledger()
             for other in entered:
                 ledger.admits(other)
@@ -281,6 +283,11 @@ class ReliefPlanner:
             swapped += kv if mode is PreemptMode.SWAP else 0
             victims.append((int(pool.decoding[i]), mode))
         return Relief(victims, leaving, park_chunked)
+
+
+def _fewest_for(growth: np.ndarray, freed: np.ndarray, free: int, order: np.ndarray) -> int:
+    """How many of `order` have to leave a pool so that the rest can grow: what each would have taken is saved too."""
+    return int(np.searchsorted(np.cumsum((freed + growth)[order]), int(growth.sum()) - free)) + 1
 
 
 def _room_left(pool: Pool, leaving: np.ndarray) -> int:

@@ -27,7 +27,14 @@ class Reserve:
         self._open: tuple[int, np.ndarray, int] | None = None  # iteration, who ran, forecast of KV
         self.tokens = self._low  # the reserve
 
-    def look(self, iteration: int, seq: np.ndarray, held: np.ndarray, remaining: np.ndarray) -> None:
+    def look(
+        self,
+        iteration: int,
+        seq: np.ndarray,
+        held: np.ndarray,
+        remaining: np.ndarray,
+        tokens_per_step: float = 1.0,
+    ) -> None:
         """Settle the open forecast if its time has come, and make a new one; to be called every few iterations.
 
         All of the requests that run now: `seq` int[n], their arrival numbers; `held` int[n], KV of each alone;
@@ -42,5 +49,6 @@ class Reserve:
                 self._errors.append(max(actual - forecast, 0))
                 error = int(np.quantile(np.array(self._errors), LEVEL, method="higher"))
                 self.tokens = min(max(error, self._low), self._high)
-        still = remaining > HORIZON
-        self._open = iteration, seq.copy(), int((held[still] + HORIZON).sum())
+        growth = int(HORIZON * tokens_per_step)
+        still = remaining > growth
+        self._open = iteration, seq.copy(), int((held[still] + growth).sum())

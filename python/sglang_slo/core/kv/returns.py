@@ -42,7 +42,9 @@ def returns(
         first = row == overdue
         if slots <= 0 or (blocked and not first) or (feasible and deadline[place] > nearest_deadline_s):
             break
-        charge = pages.whole(tokens + 1, table.page_tokens) - int(table.shared_tokens[row])
+        charge = pages.whole(tokens + 1 + table.step.spare_tokens, table.page_tokens) - int(
+            table.shared_tokens[row]
+        )
         need = pool.need(
             row,
             charge,

@@ -23,7 +23,7 @@ class PrefixLookUp:
 
     def cached_tokens(self, req: Req) -> int:
         """How much of a request that has just come is in the radix cache."""
-        req.init_next_round_input(self._tree)
+        tree.find_prefix(self._tree, req)
         return kv.prefix_tokens(req) + tree.host_tokens(self._tree, req)
 
     def look_up(self, req: Req) -> None:
@@ -31,7 +31,7 @@ class PrefixLookUp:
         if req in self._held:
             self._table.history_tokens[req.slo_row] = kv.committed_tokens(req)
             return
-        req.init_next_round_input(self._tree)
+        tree.find_prefix(self._tree, req)
         history, host, alone = kv.prefix_tokens(req), tree.host_tokens(self._tree, req), 0
         if history:
             lock, alone = tree.kept_by(self._tree, req.last_node)

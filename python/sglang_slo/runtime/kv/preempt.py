@@ -20,12 +20,12 @@ from sglang_slo.core import pages
 from sglang_slo.core.kv import preemption
 from sglang_slo.core.kv.pool import HostKv, Leavers
 from sglang_slo.core.kv.preemption import PreemptMode
-from sglang_slo.core.latency import LatencyModel, decode_shape
+from sglang_slo.core.latency import decode_shape
 from sglang_slo.runtime.kv.host_pool import HostCopy, HostLink, HostPool
 from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
-from sglang_slo.runtime.sglang import kv, tree
+from sglang_slo.runtime.sglang import kv, pools, tree
 
 if TYPE_CHECKING:
     from sglang_slo.runtime.kv.held import HeldPrefills
@@ -68,9 +68,10 @@ class Preemptor:
             kv_tokens=np.fromiter(map(kv.committed_tokens, reqs), np.int64, len(reqs)),
             shared_tokens=held - freed,
             cached_tokens=np.fromiter(map(kv.protected_tokens, reqs), np.int64, len(reqs)),
-            may_keep=np.full(len(reqs), tree.shares_prefixes(self._kv.tree)),
+            may_keep=np.full(len(reqs), tree.keeps_unfinished(self._kv.tree)),
             may_swap=np.fromiter(map(self._may_swap, reqs), bool, len(reqs)),
             may_recompute=np.ones(len(reqs), bool),
+            window_tokens=None if self._kv.window is None else freed_window_tokens(self._kv, reqs),
         )
 
     def may_leave(self, req: Req) -> bool:
@@ -169,7 +170,8 @@ class Preemptor:
         self.leaving.append(req)
 
     def _iteration_s(self, reqs: list[Req]) -> float:
-        return iteration_s(self._ports.agreed.model, reqs)
+        context, verified = sum(req.seqlen for req in reqs), self._ports.requests.table.step.verified_tokens
+        return self._ports.agreed.model.iteration_s(decode_shape(len(reqs), context, verified=verified))
 
     def park(self) -> None:
         """The half-prefilled request lets go of its KV; it may be back when its chunk in flight is over."""
@@ -229,7 +231,7 @@ class Preemptor:
         """What is only kept for later is let go before SGLang looks whether it has to retract."""
         need = batch.new_tokens_required_next_decode()
         self._held.make_room(need)
-        if self._kv.free_tokens() < need:
+        if not self._kv.has(need):
             self._pins.release_all()
             if self.line is not None:
                 self.line.release_due(now=True)
@@ -258,8 +260,9 @@ class Preemptor:
 
     def at_rest(self, batch: ScheduleBatch) -> bool:
         """Nobody is on the way out or back, and `batch` can decode for a while before KV runs short."""
-        most = len(batch.reqs) * pages.whole(preemption.LONGEST_LEAD, self._kv.page_tokens)
-        return self.idle and self._kv.free_tokens() >= most
+        step = self._ports.requests.table.step
+        most = len(batch.reqs) * preemption.most_growth_tokens(step, self._kv.page_tokens)
+        return self.idle and self._kv.has(most)
 
     @property
     def idle(self) -> bool:
@@ -286,21 +289,26 @@ class Preemptor:
 
 
 def release_parked(ports: Ports, req: Req) -> None:
-    """Take the cut request out of its place: its KV stays in the radix tree, where its next turn finds it."""
+    """Take the cut request out of its place: its KV stays in the radix tree, where its next turn finds it.
+
+    Or what of it is there already.
+    """
     req.slo_computed_tokens = kv.committed_tokens(req)
     req.slo_parked = getattr(req, "slo_parked", 0) + 1
-    tree.release(ports.kv.tree, req, keep=True)
+    tree.release(ports.kv.tree, req, keep=tree.keeps_unfinished(ports.kv.tree))
     req.reset_for_retract()
     req.retraction_count -= 1  # nothing was taken from it
     ports.waiting.cut = None
-
-
-def iteration_s(model: LatencyModel, reqs: list[Req]) -> float:
-    """Predicted seconds of an iteration that decodes `reqs`."""
-    return model.iteration_s(decode_shape(len(reqs), sum(req.seqlen for req in reqs)))
 
 
 def freed_tokens(pool: KvPool, req: Req) -> int:
     """KV that becomes free or evictable when `req` leaves: all it holds but what others hold too."""
     own = pages.whole(kv.allocated_tokens(req), pool.page_tokens) - kv.protected_tokens(req)
     return own + min(tree.kept_alone(pool.tree, req), kv.protected_tokens(req))
+
+
+def freed_window_tokens(pool: KvPool, reqs: list[Req]) -> np.ndarray:
+    """Of the window's pool, what becomes free or evictable when each request leaves; int[n]."""
+    count = pool.tree.swa_evictable_size
+    alone = np.fromiter((tree.kept_alone(pool.tree, req, count) for req in reqs), np.int64, len(reqs))
+    return pools.own_window_tokens(reqs, pool.page_tokens) + alone

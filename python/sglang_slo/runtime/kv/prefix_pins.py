@@ -59,7 +59,7 @@ class Pins:
 
     def _pin(self, req: Req) -> None:
         row = req.slo_row
-        if not tree.shares_prefixes(self._cache):
+        if not tree.keeps_unfinished(self._cache):
             return
         held, kept = tree.kept_by(self._cache, req.last_node)
         self._locks[row] = (held, kept)

@@ -25,18 +25,30 @@ def token_getters(batch: ScheduleBatch) -> list[Req]:
     return [req for req in batch.reqs if req is not batch.chunked_req]
 
 
-def batch_shape(batch: ScheduleBatch) -> BatchShape:
-    """Tokens, query-context pairs and context of a batch that is ready to run."""
-    lengths = batch.seq_lens_cpu
-    context = int(lengths.sum())
+def batch_shape(batch: ScheduleBatch, verified: int = 1) -> BatchShape:
+    """Tokens, query-context pairs and context of a batch that is ready to run; `verified`: tokens a decode alone computes.
+
+    Under speculative decoding lengths come from the requests: the batch may know them only on the device.
+    """
     first = prefills(batch)
+    if batch.spec_algorithm.is_none():
+        lengths = batch.seq_lens_cpu.tolist()
+    else:
+        lengths = [prefix + n for prefix, n in _pieces(batch, first)]
+        lengths += [req.seqlen for req in batch.reqs[first:]]
+    context = sum(lengths)
     if not batch.forward_mode.is_extend():
-        return decode_shape(len(batch.reqs), context)
+        return decode_shape(len(batch.reqs), context, verified=verified)
     new, pairs = 0, 0.0
-    for n, length in zip(batch.extend_lens[:first], lengths[:first].tolist(), strict=True):
+    for n, length in zip(batch.extend_lens[:first], lengths[:first], strict=True):
         new += n
         pairs += n * (length - n + n / 2)
     return BatchShape(True, new + len(batch.reqs) - first, pairs, context, len(batch.reqs))
+
+
+def _pieces(batch: ScheduleBatch, first: int) -> list[tuple[int, int]]:
+    """(history, tokens) of the prefills of a batch, its `first` requests."""
+    return list(zip(batch.prefix_lens[:first], batch.extend_lens[:first], strict=True)) if first else []
 
 
 def _loaded_tokens(batch: ScheduleBatch) -> int:
@@ -54,7 +66,7 @@ def note_launch(
     book: RequestBook, batch: ScheduleBatch, iteration: int, now_s: float, model: LatencyModel
 ) -> None:
     """A batch was launched: its requests' next token is predicted at its end."""
-    shape = batch_shape(batch)
+    shape = batch_shape(batch, book.table.step.verified_tokens)
     if (loaded := _loaded_tokens(batch)) > 0:
         shape = shape.loading(model.copy_s(loaded))
     predicted = model.iteration_s(shape)

@@ -29,6 +29,7 @@ from sglang_slo.core.latency import BatchShape, Coefficients, LatencyModel, Prof
 from sglang_slo.core.samples import Samples
 from sglang_slo.cpu.demo_model import cache_dir
 from sglang_slo.measuring import MEASURE_ENV, describe
+from sglang_slo.runtime.sglang import speculation
 from sglang_slo.runtime.sglang.settings import resolved
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class NoModelError(ValueError):
 def startup_model(scheduler: Any) -> LatencyModel:
     """`--slo-profile`, else the stored profile of this set-up, else measured now, else GUESS.
 
+    Under speculative decoding nothing is measured; a profile of this set-up without it is as good a start as any.
     Called on every rank once all else is built. Raises ProfileError if the given profile cannot be used.
     """
     if scheduler.slo_config.profile is not None:
@@ -60,6 +62,13 @@ def startup_model(scheduler: Any) -> LatencyModel:
     model = _from_rank_0(scheduler, None if asked else stored(mine))
     if model is not None:
         return model
+    if speculation.on(
+        scheduler
+    ):  # its graphs are those of verifying: a plain decode of the model is none of them
+        logger.info(
+            "sglang-slo: speculative decoding: starting with a guess of iteration times, or --slo-profile"
+        )
+        return GUESS
     try:
         model = measure(scheduler, mine, float(asked.get("seconds", MEASURE_S)))
     except NoModelError as error:  # a machine too busy to measure on

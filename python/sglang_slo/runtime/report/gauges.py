@@ -118,7 +118,8 @@ class GaugeReader:
     def kv_tokens(self, decoding: np.ndarray) -> dict[str, float]:
         """The pool and the ledger's view of it, tokens."""
         kv = self._ports.kv
-        free, evictable = kv.allocator.available_size(), kv.tree.evictable_size()
+        evictable = kv.tree.evictable_size()
+        free = kv.unheld_tokens() - evictable
         held = kv.capacity_tokens - free - evictable
         return {
             "capacity": kv.capacity_tokens,

@@ -22,6 +22,7 @@ from sglang_slo.core.deliveries import DeliveryTable
 from sglang_slo.observe.answers import attach
 from sglang_slo.observe.judge import COMPLETE, Finish, RequestRecord, answer
 from sglang_slo.observe.observer import Observer
+from sglang_slo.runtime.requests.lengths import delivered_tokens
 
 Req.slo_slot = -1  # nothing is reported of a request that was never opened
 
@@ -74,9 +75,7 @@ class Reporter:
         if live != self._batch:  # a batch that decodes stays the same for many iterations
             self._batch, self._slots = live, np.fromiter((req.slo_slot for req in live), np.int64, len(live))
         slots = self._slots
-        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(
-            slots
-        )
+        new = np.fromiter(map(delivered_tokens, live), np.int64, len(live)) - self._out.tokens(slots)
         got = new > 0
         if got.all():
             self._out.add(slots, now_s, new)

@@ -218,6 +218,12 @@ PLAIN = names(
 )
 
 
+def has_grammar(req: Req) -> bool:
+    """Whether what it writes is held to a grammar, compiled or not."""
+    params = req.sampling_params
+    return any((params.json_schema, params.regex, params.ebnf, params.structural_tag))
+
+
 def of(req: Req) -> Permits:
     """What may be done to `req`."""
     if req.slo_permits is None:

@@ -83,8 +83,15 @@ class ArrivingLengths:
             return
         features, quantiles = known
         self._finished += 1
-        self.gate.finished(np.array(quantiles), len(req.output_ids))
-        self.service.finished(features, len(req.output_ids))
+        tokens = delivered_tokens(req)
+        self.gate.finished(np.array(quantiles), tokens)
+        self.service.finished(features, tokens)
+
+
+def delivered_tokens(req: Req) -> int:
+    """Output tokens that the client is given so far: of a burst, those up to the one that ends the request."""
+    ends, written = req.finished_len, len(req.output_ids)
+    return written if ends is None else min(ends, written)
 
 
 def _generations(received: list[Any]) -> Iterable[TokenizedGenerateReqInput]:

@@ -69,13 +69,15 @@ class Penalties(BatchedPenalizerOrchestrator):
         return own
 
     def cumulate_output_tokens(self, output_ids: torch.Tensor) -> None:
-        """Called before a decode; `output_ids`, the last tokens that SGLang knows, are of no interest."""
+        """Called before a decode; `output_ids`, the last tokens that SGLang knows, count for bursts alone."""
         batch = self.batch
         if batch is None:
             raise RuntimeError("the batch of these penalties is gone")
+        if not batch.spec_algorithm.is_none():  # of a burst SGLang feeds the last token alone
+            return super().cumulate_output_tokens(output_ids)
         fed = [_token_fed(req, steps, batch) for req, steps in zip(batch.reqs, _steps(batch), strict=True)]
         tokens = torch.tensor(fed, dtype=torch.int64, pin_memory=is_pin_memory_available(self.device))
-        super().cumulate_output_tokens(tokens.to(self.device, non_blocking=True))
+        return super().cumulate_output_tokens(tokens.to(self.device, non_blocking=True))
 
 
 def own(batch: ScheduleBatch) -> None:
@@ -107,7 +109,9 @@ def rebuild(batch: ScheduleBatch, count: int | None = None) -> None:
 
 
 def _steps(batch: ScheduleBatch) -> list[int]:
-    """How many decodes of each request come before this one, by the KV that it has."""
+    """How many decodes of each request come before this one, by the KV that it has; where a decode gives a burst, tokens."""
+    if not batch.spec_algorithm.is_none():
+        return [len(req.output_ids) for req in batch.reqs]
     return [
         tokens - len(req.origin_input_ids)
         for req, tokens in zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=True)

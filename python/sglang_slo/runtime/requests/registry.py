@@ -19,6 +19,7 @@ from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 from sglang_slo.core.load import RecentLimits
 from sglang_slo.core.slo import GapRule, Slo
+from sglang_slo.core.steps import PLAIN, BurstLength, DecodeStep
 from sglang_slo.core.table import RequestTable
 from sglang_slo.runtime.requests import features
 from sglang_slo.runtime.requests.waiting_rows import WaitingRows
@@ -55,8 +56,9 @@ class Seen(NamedTuple):
 class RequestBook:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
-    def __init__(self, config: SloConfig, page_tokens: int = 1) -> None:
-        self.table = RequestTable(max_preemptions=config.max_preemptions, page_tokens=page_tokens)
+    def __init__(self, config: SloConfig, page_tokens: int = 1, step: DecodeStep = PLAIN) -> None:
+        self.table = RequestTable(max_preemptions=config.max_preemptions, page_tokens=page_tokens, step=step)
+        self._bursts = BurstLength()
         self.reqs: dict[int, Req] = {}  # row -> request
         self.inflight: deque[Launch] = deque()
         self.closing: Callable[[Req], None] = lambda req: (
@@ -79,13 +81,16 @@ class RequestBook:
         row = req.slo_row
         prompt = len(req.origin_input_ids)
         if row < 0:
-            limits, req.slo_unattainable = attainable(slo, prompt, model, cached_tokens)
+            verified = self.table.step.verified_tokens
+            limits, req.slo_unattainable = attainable(slo, prompt, model, cached_tokens, verified)
             declared, permits = req.sampling_params.max_new_tokens, features.of(req)
             row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
             req.slo, req.slo_row = slo, row  # at once: whatever raises from here on, the row is somebody's
             self.reqs[row] = req
             self._changed()
-            self.table.mixable[row], self.table.cuttable[row] = permits.mix, permits.cut
+            # of a burst in flight, a grammar knows the tokens only when its own decode is launched
+            mixable = permits.mix and not (self.table.step.bursts and features.has_grammar(req))
+            self.table.mixable[row], self.table.cuttable[row] = mixable, permits.cut
             self.table.splittable[row] = permits.split
             self._due_for_the_end(row, model)
             if limits.ttft_s < np.inf:
@@ -97,8 +102,9 @@ class RequestBook:
         """End to end: the first token is due so that what is expected after it still fits, at a lone request's pace."""
         table = self.table
         if np.isfinite(table.e2e_by_s[row]):
-            each_s = model.iteration_s(decode_shape(1, int(table.prompt_tokens[row])))
-            start_s = table.e2e_by_s[row] - table.expected_tokens[row] * each_s
+            alone = decode_shape(1, int(table.prompt_tokens[row]), verified=table.step.verified_tokens)
+            steps = float(table.expected_steps(np.array([row]))[0])
+            start_s = table.e2e_by_s[row] - steps * model.iteration_s(alone)
             table.deadline_s[row] = min(table.deadline_s[row], max(start_s, table.since_s[row]))
 
     def predicted(self, row: int, log_quantiles: list[float], confidence: float) -> None:
@@ -175,12 +181,22 @@ class RequestBook:
         table = self.table
         tokens = np.fromiter((len(r.output_ids) for r in live), np.int64, len(live))
         new = tokens - table.output_tokens[rows]
+        if table.step.bursts:
+            self._bursts_out(rows, new)
         table.output_tokens[rows] = tokens
         table.remaining_tokens[rows] = np.maximum(table.remaining_tokens[rows] - new, 1)
         finished = [req for req in live if req.finished_reason is not None]
         for req in finished:
             self.close(req)
         return finished
+
+    def _bursts_out(self, rows: np.ndarray, new: np.ndarray) -> None:
+        """`new` int[n], tokens that the results just processed gave to `rows`; the first of each is counted at its end."""
+        table, got = self.table, new > 0
+        table.burst_tokens[rows] += np.maximum(new - 1, 0)
+        decoded = got & (table.output_tokens[rows] > 0)
+        if decoded.any():
+            table.tokens_per_step = self._bursts.seen(int(new[decoded].sum()), int(decoded.sum()))
 
     def ended(self, iteration: int, end_s: float) -> Launch | None:
         """A measured end: correct the last-token times that were predicted from it. None if it is not known."""
@@ -227,7 +243,7 @@ class RequestBook:
         rule = table.gap_rule[rows]
         if rule.any():  # not all mean every gap
             table.lost[rows] |= missed & (rule == GapRule.EVERY)
-            most = (table.gaps[rows] + table.expected_tokens[rows]) // 100
+            most = (table.gaps[rows] + table.expected_steps(rows)) // 100
             spent = (table.missed_gaps[rows] > most) | (gap > table.max_pause_s[rows])
             table.lost[rows] |= (rule == GapRule.P99) & spent
             paced = (rule == GapRule.PACE) & np.isfinite(table.tbt_s[rows])
@@ -237,7 +253,8 @@ class RequestBook:
             table.lost[rows] |= missed
         everyone = np.concatenate((rows, late)) if len(late) else rows
         table.lost[everyone] |= end_s > table.e2e_by_s[everyone]
-        table.out_tokens[everyone] += 1
+        table.out_tokens[everyone] += 1 + table.burst_tokens[everyone]
+        table.burst_tokens[everyone] = 0
         table.last_token_s[everyone] = table.token_s[everyone] = table.since_s[everyone] = end_s
 
     def _still_there(self, launch: Launch) -> np.ndarray:
@@ -261,19 +278,22 @@ class RequestBook:
         return max(now_s, self.inflight[-1].end_s) if self.inflight else now_s
 
 
-def attainable(slo: Slo, prompt_tokens: int, model: LatencyModel, cached_tokens: int = 0) -> tuple[Slo, bool]:
+def attainable(
+    slo: Slo, prompt_tokens: int, model: LatencyModel, cached_tokens: int = 0, verified: int = 1
+) -> tuple[Slo, bool]:
     """The limits that a lone request of this size could meet on this hardware; the others become none.
 
-    `cached_tokens` of the prompt need not be computed.
+    `cached_tokens` of the prompt need not be computed; a step computes `verified` tokens. What a mean of burst lengths
+    makes of a mean time per token is not known of a request that has just come: every drafted token may be accepted.
     """
     c = model.coefficients
     alone_s = c.t0_extend + c.c_req + model.prefill_s(cached_tokens, max(prompt_tokens - cached_tokens, 1))
-    decode_s = model.iteration_s(decode_shape(1, prompt_tokens))
+    decode_s = model.iteration_s(decode_shape(1, prompt_tokens, verified=verified))
     kept = replace(
         slo,
         ttft_s=slo.ttft_s if alone_s <= slo.ttft_s else np.inf,
         tbt_s=slo.tbt_s if decode_s <= slo.tbt_s else np.inf,
-        tpot_s=slo.tpot_s if decode_s <= slo.tpot_s else np.inf,
+        tpot_s=slo.tpot_s if decode_s / verified <= slo.tpot_s else np.inf,
         e2e_s=slo.e2e_s if alone_s <= slo.e2e_s else np.inf,
     )
     return kept, kept != slo

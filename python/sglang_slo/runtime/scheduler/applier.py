@@ -48,7 +48,7 @@ class Applier:
                 return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             self.park(cut)
         decoding.batch_is_full = running_batch.batch_is_full = False
-        self._make_room(planned, len(decoding.reqs) if plan.mixed else 0)
+        self._make_room(planned, decoding.new_tokens_required_next_decode() if plan.mixed else 0)
         try:
             batch, decoding = self._ports.batches.build_prefill(
                 planned, self._ports.iteration.loads, decoding, plan.mixed
@@ -71,10 +71,13 @@ class Applier:
         self._ports.iteration.step = step
         return step
 
-    def _make_room(self, planned: dict[Req, int], decodes: int) -> None:
-        """Take from those set aside what the batch needs: SGLang's adder wants a page beyond each request's last one."""
-        pages = 2 * (len(planned) + decodes + 1)
-        tokens = sum(planned.values()) + pages * self._ports.kv.allocator.page_size
+    def _make_room(self, planned: dict[Req, int], decode_tokens: int) -> None:
+        """Take from those set aside what the batch needs: SGLang's adder wants a page beyond each request's last one.
+
+        `decode_tokens`: KV that the decodes beside it take.
+        """
+        pages = 2 * (len(planned) + 1)
+        tokens = sum(planned.values()) + decode_tokens + pages * self._ports.kv.allocator.page_size
         self._held.make_room(tokens, rows=len(planned), spared=planned)
 
     def park(self, req: Req) -> None:

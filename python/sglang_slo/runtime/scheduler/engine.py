@@ -13,7 +13,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang_slo.runtime.ports import KvPool, UnbuiltError
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
-from sglang_slo.runtime.sglang import tree
+from sglang_slo.runtime.sglang import pools, tree
 
 
 class EngineQueue:
@@ -97,7 +97,9 @@ class EngineBatches:
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
         # the rows of those set aside can be had, if need be
-        return int(self._scheduler.get_num_allocatable_reqs(running)) + len(self._pool.held)
+        rows = int(self._scheduler.get_num_allocatable_reqs(running)) + len(self._pool.held)
+        states = pools.state_room(self._scheduler)
+        return rows if states is None else min(rows, states)
 
     def build_prefill(
         self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
@@ -136,6 +138,8 @@ class EngineBatches:
             s.chunked_req = cut
             for req in admitted:
                 tree.unlock_of(s.tree_cache, req)
+            for req in offered:
+                tree.forget_state(s.tree_cache, req)
             raise
         finally:
             stock.PrefillAdder, s.policy = adder, policy

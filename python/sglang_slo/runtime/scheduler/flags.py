@@ -1,215 +1,17 @@
-"""SGLang's flags and modes beside ours: honoured, refused with a reason, or run on stock scheduling.
+"""SGLang's flags and modes beside ours (`modes.TABLE`), used three ways.
 
-One table, used three ways: `refusals` before a server starts, `uncovered` in the scheduler, `markdown`
-for the README. A flag that is not in the table is SGLang's own business and works as it always did.
+`refusals` before a server starts, `uncovered` in the scheduler, `markdown` for the README. A flag that is not in the table
+is SGLang's own business and works as it always did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from sglang_slo.config import SloConfig
-from sglang_slo.core.orders import ORDERS
+from sglang_slo.runtime.scheduler.modes import REFUSED, STOCK, TABLE, Row
 from sglang_slo.runtime.sglang.settings import resolved
-
-Test = Callable[[Any, SloConfig], Any]
-
-HONOURED, REFUSED, STOCK = "honoured", "refused", "stock scheduling"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `applies(server_args, config)` is true if the server was started so."""
-
-    flags: str
-    what: str
-    why: str
-    applies: Test | None = None  # None: documentation only
-
-
-def _is(name: str, unset: Any = None) -> Test:
-    """True if SGLang's setting `name` was given another value than `unset` (None: any true value)."""
-    return lambda args, config: getattr(args, name, unset) not in (unset, None, False)
-
-
-OUR_ORDERS = tuple(name for name in ORDERS if name != "stock")
-
-
-def _needs(name: str, unset: Any, part: str, *ours: str) -> Test:
-    """True if `name` was given while our own `part` of the scheduler, at a setting of `ours`, does that job."""
-    given = _is(name, unset)
-    return lambda args, config: given(args, config) and getattr(config, part) in ours
-
-
-TABLE = (
-    # -- jobs that ours takes over
-    Row(
-        "--schedule-policy",
-        REFUSED,
-        "the queue is ordered by deadline; SGLang's order comes back with --slo-order stock",
-        _needs("schedule_policy", "fcfs", "order", *OUR_ORDERS),
-    ),
-    Row(
-        "--schedule-conservativeness",
-        REFUSED,
-        "admission goes by a forecast of KV; SGLang's ratio comes back with --slo-kv stock",
-        _needs("schedule_conservativeness", 1.0, "kv", "forecast"),
-    ),
-    Row(
-        "--enable-priority-scheduling",
-        REFUSED,
-        "a deadline says who goes first; SGLang's priorities come back with --slo-order stock",
-        _needs("enable_priority_scheduling", False, "order", *OUR_ORDERS),
-    ),
-    Row(
-        "--enable-prefill-delayer",
-        REFUSED,
-        "when to prefill is decided by the limits of those that decode",
-        _is("enable_prefill_delayer", False),
-    ),
-    Row(
-        "--prefill-decode-interval, --min-free-slots-delay",
-        REFUSED,
-        "when to prefill is decided by the limits of those that decode",
-        lambda args, config: (
-            _is("prefill_decode_interval", 0)(args, config) or (args.min_free_slots_delay or 1) > 1
-        ),
-    ),
-    Row(
-        "--chunked-prefill-size -1",
-        REFUSED,
-        "a prompt must be cut to keep gaps short; needs --slo-chunk fixed",
-        lambda args, config: (args.chunked_prefill_size or 0) < 0 and config.chunk == "dynamic",
-    ),
-    Row(
-        "--enable-mixed-chunk",
-        REFUSED,
-        "contradicts --slo-mix never",
-        _needs("enable_mixed_chunk", False, "mix", "never"),
-    ),
-    Row("--chunked-prefill-size N", HONOURED, "the largest chunk; with --slo-chunk fixed, the chunk"),
-    Row("--enable-mixed-chunk", HONOURED, "--slo-mix auto decides each iteration, with or without it"),
-    Row(
-        "--max-running-requests, --max-total-tokens, --max-prefill-tokens", HONOURED, "bounds on every batch"
-    ),
-    Row("--max-queued-requests", HONOURED, "SGLang refuses at the door, before ours sees the request"),
-    Row(
-        "--disable-radix-cache",
-        HONOURED,
-        "who is set aside half-prefilled keeps its KV until that is needed; who is preempted is swapped or computed again",
-    ),
-    Row(
-        "--page-size N",
-        HONOURED,
-        "KV is counted in whole pages; a cut prompt ends with a page where that costs less than half of the piece",
-    ),
-    Row(
-        "--enable-hierarchical-cache",
-        HONOURED,
-        "KV found in host memory is loaded where the limits of those that decode leave the time for it, else computed",
-    ),
-    Row(
-        "--enable-hierarchical-cache with --slo-host-kv-gb > 0",
-        REFUSED,
-        "both would copy the KV of preempted requests to host memory",
-        lambda args, config: bool(args.enable_hierarchical_cache) and config.host_kv_gb > 0,
-    ),
-    Row("--disable-overlap-schedule", HONOURED, "an iteration is then planned with nothing in flight"),
-    Row("--tp-size, --dp-size, --enable-lora, grammars, logprobs, sessions", HONOURED, "SGLang's own"),
-    # -- ways in that bypass the HTTP side
-    Row(
-        "SGLANG_RUST_SERVER=1",
-        REFUSED,
-        "its HTTP server is not Python's: deadlines would be dropped unseen",
-        lambda args, config: _rust_server(),
-    ),
-    Row(
-        "--enable-http2 with --tokenizer-worker-num > 1",
-        REFUSED,
-        "its workers are started where deadlines cannot be read",
-        lambda args, config: args.enable_http2 and args.tokenizer_worker_num > 1,
-    ),
-    Row(
-        "--smg-grpc-mode, --grpc-port",
-        HONOURED,
-        "limits travel in custom_params only; the server's defaults apply to the rest",
-    ),
-    # -- modes that ours does not cover yet
-    Row("--speculative-algorithm", STOCK, "a step makes several tokens", _is("speculative_algorithm")),
-    Row("--pp-size > 1", STOCK, "several batches are in flight", _is("pp_size", 1)),
-    Row(
-        "--disaggregation-mode prefill/decode",
-        STOCK,
-        "prefill and decode run on different servers",
-        _is("disaggregation_mode", "null"),
-    ),
-    Row("--is-embedding, reward models", STOCK, "no tokens come out", _is("is_embedding", False)),
-    Row(
-        "--enable-dp-attention",
-        STOCK,
-        "replicas must form batches in step",
-        lambda args, config: args.enable_dp_attention or getattr(args, "attn_dp_size", 1) > 1,
-    ),
-    Row(
-        "context parallelism (--attn-cp-size, --dcp-size)",
-        STOCK,
-        "chunks are cut by rank",
-        lambda args, config: args.attn_cp_size > 1 or args.dcp_size > 1,
-    ),
-    Row(
-        "--hicache-host-memory-mode buffer_only",
-        STOCK,
-        "KV arrives from storage at its own time",
-        _is("hicache_host_memory_mode", "cache"),
-    ),
-    Row(
-        "--enable-lmcache, --enable-flexkv, --enable-hisparse",
-        STOCK,
-        "KV is kept elsewhere",
-        lambda args, config: args.enable_lmcache or args.enable_flexkv or args.enable_hisparse,
-    ),
-    Row(
-        "--enable-unified-cache-external-linker",
-        STOCK,
-        "KV is kept elsewhere",
-        _is("enable_unified_cache_external_linker", False),
-    ),
-    Row(
-        "--chunked-prefill-size -1 with --slo-chunk fixed",
-        STOCK,
-        "prompts are never cut",
-        lambda args, config: (args.chunked_prefill_size or 0) < 0,
-    ),
-    Row(
-        "--enable-watermark",
-        STOCK,
-        "a token's mark is drawn from those before it in the iterations that its request was in",
-        _is("enable_watermark", False),
-    ),
-    Row("--dllm-algorithm", STOCK, "a diffusion model fills blocks of tokens", _is("dllm_algorithm")),
-    Row("--enable-pdmux", STOCK, "prefill and decode share the GPU by streams", _is("enable_pdmux", False)),
-    Row(
-        "--enable-deterministic-inference",
-        STOCK,
-        "chunks must end at fixed places",
-        _is("enable_deterministic_inference", False),
-    ),
-    Row(
-        "--prefill-only-disable-kv-cache, --enable-mis",
-        STOCK,
-        "no KV is kept, or several prompts share one",
-        lambda args, config: args.prefill_only_disable_kv_cache or args.enable_mis,
-    ),
-    Row(
-        "--num-continuous-decode-steps > 1",
-        STOCK,
-        "decisions are skipped",
-        _is("num_continuous_decode_steps", 1),
-    ),
-    Row("hybrid and sliding-window caches, encoder-decoder models", STOCK, "KV is freed inside a request"),
-)
 
 
 def refusals(server_args: Any, config: SloConfig) -> list[str]:
@@ -235,12 +37,13 @@ def uncovered(scheduler: Any, config: SloConfig) -> str | None:
         reasons.append("the model generates no tokens")
     if scheduler.model_config.is_encoder_decoder:
         reasons.append("the model is an encoder-decoder")
-    from sglang_slo.runtime.sglang.tree import (
-        KNOWN_CACHES,  # SGLang's own modules: not before a server starts
-    )
+    from sglang_slo.runtime.sglang import pools  # SGLang's own modules: not before a server starts
+    from sglang_slo.runtime.sglang.tree import KNOWN_CACHES
 
     cache = type(scheduler.tree_cache).__name__
-    if scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm or cache not in KNOWN_CACHES:
+    if several := pools.unknown(scheduler):
+        reasons.append(several)
+    elif cache not in KNOWN_CACHES:
         reasons.append(f"its KV cache is a {cache}; known: {', '.join(KNOWN_CACHES)}")
     return "; ".join(reasons) or None
 
@@ -256,9 +59,3 @@ def _matching(what: str, server_args: Any, config: SloConfig) -> Iterator[Row]:
     for row in TABLE:
         if row.what == what and row.applies is not None and row.applies(server_args, config):
             yield row
-
-
-def _rust_server() -> bool:
-    from sglang.srt.environ import envs
-
-    return bool(envs.SGLANG_RUST_SERVER.get())

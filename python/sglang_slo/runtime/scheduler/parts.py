@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sglang_slo import clock
 from sglang_slo.core.plan import Planner
+from sglang_slo.core.steps import DecodeStep
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime.kv.held import HeldPrefills
 from sglang_slo.runtime.kv.host_pool import HostLink, measured_link
@@ -25,6 +27,7 @@ from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
 from sglang_slo.runtime.scheduler.news import News
 from sglang_slo.runtime.scheduler.planning import Planning
 from sglang_slo.runtime.scheduler.viewer import Viewer
+from sglang_slo.runtime.sglang import pools, speculation
 from sglang_slo.runtime.sglang.settings import resolved
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from sglang_slo.config import SloConfig
     from sglang_slo.core.latency import LatencyModel
     from sglang_slo.runtime.requests.lengths import ArrivingLengths
+
+logger = logging.getLogger(__name__)
 
 MOST_PINNED_SHARE = 0.25  # of the pool may be kept for requests that wait
 
@@ -61,11 +66,19 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
     """The doors of one scheduler."""
     s = scheduler
     slots, page_tokens = s.token_to_kv_pool_allocator, int(s.token_to_kv_pool_allocator.page_size)
-    kv = KvPool(s.tree_cache, slots, s.req_to_token_pool, int(s.max_total_num_tokens), page_tokens)
+    kv = KvPool(
+        s.tree_cache,
+        slots,
+        s.req_to_token_pool,
+        int(s.max_total_num_tokens),
+        page_tokens,
+        window=pools.window_of(s),
+        grid_tokens=pools.grid_tokens(s),
+    )
     return Ports(
         kv=kv,
         waiting=EngineQueue(s),
-        requests=RequestBook(config, page_tokens),
+        requests=RequestBook(config, page_tokens, DecodeStep(*speculation.step(s))),
         settings=config,
         batches=EngineBatches(s, kv),
         agreed=Agreed(Tick(clock.now(), confidence=config.confidence_high), model),
@@ -84,9 +97,26 @@ def _link(scheduler: Scheduler) -> HostLink | None:
     return measured_link(scheduler.token_to_kv_pool_allocator.get_kvcache())
 
 
+def settled(scheduler: Scheduler, config: SloConfig) -> SloConfig:
+    """The settings as far as this scheduler can go by them; what it cannot is left out, and said."""
+    if config.mix != "never" and not speculation.mixes(scheduler):
+        logger.info("sglang-slo: prefill and speculative decodes take turns: SGLang cannot mix them here")
+        config = replace(config, mix="never")
+    if config.host_kv_gb > 0 and speculation.on(scheduler):
+        logger.warning("sglang-slo: --slo-host-kv-gb: left out: the draft model's KV would stay behind")
+        config = replace(config, host_kv_gb=0.0)
+    if config.host_kv_gb > 0 and (scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm):
+        logger.warning(
+            "sglang-slo: --slo-host-kv-gb has no effect: a copy would have the KV of one pool alone"
+        )
+        config = replace(config, host_kv_gb=0.0)
+    return config
+
+
 def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap: bool) -> Parts:
     """Everything, around the latency model that the server starts with."""
     s, rank0 = scheduler, scheduler.slo_ranks.attn_tp_rank == 0
+    config = settled(s, config)
     dp_rank = s.slo_ranks.dp_rank if resolved(s.server_args).dp_size > 1 else None
     observer = Observer(config, rank0, metric_labels(s), dp_rank)
     reporter = Reporter(observer, config.request_log_text) if rank0 else None
@@ -96,7 +126,8 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     pins = Pins(s.tree_cache, table, int(MOST_PINNED_SHARE * capacity), look_up.look_up)
     held = HeldPrefills(ports.kv, table, ports.waiting)
     link, lora = _link(s), bool(s.enable_lora)
-    preempt = Preemptor(ports, s.make_host_pool(), look_up, pins, held, lora, link)
+    pool = s.make_host_pool() if config.host_kv_gb > 0 else None
+    preempt = Preemptor(ports, pool, look_up, pins, held, lora, link)
     lengths = s.make_lengths() if rank0 else None
     lifecycle = Lifecycle(ports, look_up, groups, pins, held, reporter, lengths)
     viewer = lifecycle.viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open)

@@ -14,7 +14,7 @@ from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from sglang_slo.core import pages
 from sglang_slo.runtime.requests import features
-from sglang_slo.runtime.sglang import kv, tree
+from sglang_slo.runtime.sglang import kv, pools, tree
 
 
 class PlannedAdder(PrefillAdder):
@@ -94,9 +94,9 @@ class PlannedAdder(PrefillAdder):
         return (pages.cut(start, tokens, self.page_size) if cut else tokens), cut
 
     def _free_tokens(self) -> int:
-        """KV that is left for those who are not taken yet."""
-        free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
-        return int(free - self._spoken_for)
+        """KV that is left for those who are not taken yet, of the pool that has least."""
+        free = pools.least_free_tokens(self.token_to_kv_pool_allocator, self.tree_cache)
+        return free - self._spoken_for
 
     def _take(self, req: Req, tokens: int) -> None:
         start = kv.prefix_tokens(req)

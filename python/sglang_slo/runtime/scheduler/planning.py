@@ -199,7 +199,7 @@ class Planning:
         p, line = self._ports, self._ports.iteration.next_in_line
         if not line and not len(self._pins):
             return
-        if p.kv.free_tokens() < LOW_POOL_SHARE * p.kv.capacity_tokens:
+        if p.kv.low(LOW_POOL_SHARE):
             self._pins.release_all()
             return
         reqs = p.requests.reqs

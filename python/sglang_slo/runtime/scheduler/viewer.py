@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sglang_slo.core import pages
 from sglang_slo.core.kv.arrival_reserve import ArrivalReserve
 from sglang_slo.core.kv.ledger import UNBOUNDED, Ledger
 from sglang_slo.core.kv.pool import Pool
-from sglang_slo.core.kv.preemption import LONGEST_LEAD
+from sglang_slo.core.kv.preemption import most_growth_tokens
 from sglang_slo.core.kv.reserve import Reserve
+from sglang_slo.core.kv.window import WindowPool
 from sglang_slo.core.ordering import inserted
 from sglang_slo.core.view import View
 from sglang_slo.runtime.requests import batches
-from sglang_slo.runtime.sglang import kv, tree
+from sglang_slo.runtime.sglang import kv, pools, tree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -76,21 +76,20 @@ class Viewer:
             most_chunk_tokens=p.batches.chunk_tokens or 1 << 30,
             tightest_ttft_s=book.recent_ttft.tightest_s(p.agreed.now_s),
             lengths_trusted=p.agreed.tick.lengths_trusted,
+            grid_tokens=p.kv.grid_tokens,
         )
 
     def pool(self, running_batch: ScheduleBatch, decoding: np.ndarray, waiting: np.ndarray) -> Pool:
         """The device's KV as planning sees it."""
         p, preempt, cut = self._ports, self._preempt, self._ports.waiting.cut
-        free = p.kv.free_tokens()
-        page_tokens = p.kv.page_tokens
-        if len(self._pins) and free < len(decoding) * pages.whole(LONGEST_LEAD, page_tokens):
+        page_tokens, step = p.kv.page_tokens, p.requests.table.step
+        if len(self._pins) and not p.kv.has(len(decoding) * most_growth_tokens(step, page_tokens)):
             self._pins.release_all()  # a pin may save work, it may not make anybody leave
-            free = p.kv.free_tokens()
         return Pool(
             table=p.requests.table,
             decoding=decoding,
             capacity_tokens=p.kv.capacity_tokens,
-            free_tokens=free,
+            free_tokens=p.kv.free_tokens(),
             leaving_tokens=preempt.leaving_tokens,
             reserve_tokens=self.reserve.tokens,
             arrival_reserve_tokens=self.arrivals.tokens(p.agreed.now_s),
@@ -103,7 +102,23 @@ class Viewer:
             stock_ratio=p.batches.stock_ratio,
             look_up_leavers=partial(preempt.leavers, running_batch),
             host=preempt.host(),
-            slots=kv.slot_counts(running_batch.reqs) if page_tokens > 1 else None,
+            slots=kv.slot_counts(running_batch.reqs) if page_tokens > 1 or step.bursts else None,
+            computed=kv.computed_counts(running_batch.reqs) if step.bursts else None,
+            window=self._window(running_batch.reqs),
+        )
+
+    def _window(self, decoding: list[Req]) -> WindowPool | None:
+        """The pool of the layers that look back over a window."""
+        pool = self._ports.kv
+        if pool.window is None:
+            return None
+        return WindowPool(
+            capacity_tokens=pool.window.capacity_tokens,
+            free_tokens=pool.window_free_tokens(),
+            window_tokens=pool.window.window_tokens,
+            late_tokens=pool.window.late_tokens,
+            own_tokens=pools.own_window_tokens(decoding, pool.page_tokens),
+            page_tokens=pool.page_tokens,
         )
 
     def ledger(self, decoding: np.ndarray, free_tokens: int) -> Ledger:
@@ -137,7 +152,7 @@ class Viewer:
         self._bound_next = now + BOUND_EVERY
         table.bound_lengths(decoding, p.agreed.tick.confidence)
         held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
-        self.reserve.look(now, table.seq[decoding], held, left)
+        self.reserve.look(now, table.seq[decoding], held, left, table.tokens_per_step)
 
     def _waiting_rows(self) -> np.ndarray:
         """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""

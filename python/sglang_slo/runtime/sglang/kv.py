@@ -41,6 +41,11 @@ def slot_counts(reqs: list[Req]) -> np.ndarray:
     return np.fromiter(map(allocated_tokens, reqs), np.int64, len(reqs))
 
 
+def computed_counts(reqs: list[Req]) -> np.ndarray:
+    """Tokens of each request whose KV is there, as far as results are known, int[n]."""
+    return np.fromiter(map(committed_tokens, reqs), np.int64, len(reqs))
+
+
 def prefix_tokens(req: Req) -> int:
     """Tokens that need not be computed: found in the prefix tree, or computed by its earlier chunks."""
     return req.prefix_len if PREFIX_BY_LENGTH else len(req.prefix_indices)
@@ -102,9 +107,7 @@ def hold_nothing(req: Req) -> None:
 
 def have_history(req: Req, tokens: int, scheduler: Any) -> None:
     """Slots for the request's first `tokens` tokens, as if they had been computed; for measuring, on a free pool."""
-    allocator = scheduler.token_to_kv_pool_allocator
-    page = allocator.page_size
-    slots = allocator.alloc(-(-tokens // page) * page)[:tokens]
+    slots = _slots(scheduler.token_to_kv_pool_allocator, tokens)
     if not PREFIX_BY_LENGTH:
         req.prefix_indices = slots
         return
@@ -113,3 +116,13 @@ def have_history(req: Req, tokens: int, scheduler: Any) -> None:
     table.write((row_of(req), slice(0, tokens)), slots.to(torch.int32))
     hold(req, tokens)
     req.prefix_len = tokens
+
+
+def _slots(allocator: Any, tokens: int) -> torch.Tensor:
+    """So many slots in whole pages; where a window's pool is beside the other one, of both, int64[tokens]."""
+    page = allocator.page_size
+    if page == 1 or not hasattr(allocator, "swa_attn_allocator"):
+        return allocator.alloc(-(-tokens // page) * page)[:tokens]
+    here, there = (torch.tensor([n], dtype=torch.int64) for n in (0, tokens))
+    on_device = [t.to(allocator.device) for t in (here, there, here - 1)]
+    return allocator.alloc_extend(on_device[0], here, on_device[1], there, on_device[2], tokens)

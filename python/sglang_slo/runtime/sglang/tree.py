@@ -6,6 +6,7 @@ enough. Nodes are opaque in both: how much a lock alone keeps is told by what is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,24 @@ def shares_prefixes(tree: BasePrefixCache) -> bool:
     return bool(tree.supports_prefix_sharing() if RECEIPTS else tree.is_tree_cache())
 
 
+def keeps_states(tree: BasePrefixCache) -> bool:
+    """Whether it keeps recurrent states beside KV."""
+    return RECEIPTS and bool(getattr(tree, "supports_mamba", bool)())
+
+
+def keeps_unfinished(tree: BasePrefixCache) -> bool:
+    """Whether a request that has not ended can leave all of its KV there: of a state, only the one it ends with is."""
+    return shares_prefixes(tree) and not keeps_states(tree)
+
+
+def find_prefix(tree: BasePrefixCache, req: Req) -> None:
+    """Look up what of the request is cached. Nothing is taken for it: it only waits."""
+    if keeps_states(tree):  # else a state would be copied for it at once
+        req.init_next_round_input(tree, cow_mamba=False)
+    else:
+        req.init_next_round_input(tree)
+
+
 def lock(tree: BasePrefixCache, node: Any) -> Any:
     """Keep the prefix that ends at `node` from being evicted; `unlock` takes what this returns."""
     if RECEIPTS:
@@ -48,11 +67,19 @@ def unlock(tree: BasePrefixCache, held: Any) -> None:
         tree.dec_lock_ref(held)
 
 
-def lock_for(tree: BasePrefixCache, req: Req) -> None:
-    """The lock that a request holds on its prefix from admission until its KV is released."""
-    held = lock(tree, req.last_node)
-    if RECEIPTS:
-        req.lock = held
+def lock_for(tree: BasePrefixCache, req: Req, window: bool = True) -> None:
+    """The lock that a request holds on its prefix from admission until its KV is released.
+
+    Without its `window`: the layers that look back over one do not see the prefix any more.
+    """
+    if not RECEIPTS:
+        lock(tree, req.last_node)
+    elif window:
+        req.lock = tree.lock(req.last_node)
+    else:
+        from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+
+        req.lock = tree.lock(req.last_node, skip_lock_components=(ComponentType.SWA,))
 
 
 def lock_of(req: Req) -> Any:
@@ -78,14 +105,15 @@ def kept_by(tree: BasePrefixCache, node: Any) -> tuple[Any, int]:
         raise
 
 
-def kept_alone(tree: BasePrefixCache, req: Req) -> int:
-    """Tokens of the tree that nobody but this request keeps from being evicted."""
-    before = tree.evictable_size()
+def kept_alone(tree: BasePrefixCache, req: Req, evictable: Callable[[], int] | None = None) -> int:
+    """Tokens of the tree that nobody but this request keeps from being evicted; of the pool that `evictable` counts."""
+    evictable = evictable or tree.evictable_size
+    before, window = evictable(), not getattr(lock_of(req), "swa_released", False)
     unlock_of(tree, req)
     try:
-        return int(tree.evictable_size() - before)
+        return int(evictable() - before)
     finally:
-        lock_for(tree, req)
+        lock_for(tree, req, window)
 
 
 def prefix_slots(tree: BasePrefixCache, req: Req) -> torch.Tensor:
@@ -162,5 +190,14 @@ def release_half_built(tree: BasePrefixCache, rows: Any, req: Req) -> None:
         release(tree, req, keep=False)
         return
     unlock_of(tree, req)
+    forget_state(tree, req)
     if row_of(req) is not None:
         rows.free(req)
+
+
+def forget_state(tree: BasePrefixCache, req: Req) -> None:
+    """Take from a request that goes on waiting the state that it was given when it was offered for a batch."""
+    if keeps_states(tree) and req.kv.holds_mamba:
+        req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
+        tree.req_to_token_pool.mamba_allocator.free(req.kv.mamba_pool_idx.unsqueeze(-1))
+        req.kv.mamba_pool_idx = None

@@ -7,18 +7,26 @@ decode with its context. A device may know more of it than the latency model tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sglang_slo.core.latency import BatchShape
 
+DRAFT_SHARE = 0.05  # of a pass of the model: what a pass of a draft model of one layer takes, its head and launch included
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """`chunks`: (history, new tokens) of each prefill; `contexts`: KV tokens each decode reads, its own included."""
+    """`chunks`: (history, new tokens) of each prefill; `contexts`: KV tokens each decode reads, its own included.
+
+    `verified`: tokens that each decode computes at once, as speculative decoding does; `drafts`: passes of a draft model
+    that belong to it.
+    """
 
     chunks: tuple[tuple[int, int], ...] = ()
     contexts: Sequence[int] = ()
+    verified: int = 1
+    drafts: int = 0
 
     @property
     def extend(self) -> bool:
@@ -27,8 +35,8 @@ class Pass:
 
     @property
     def new_tokens(self) -> int:
-        """Tokens that go through the layers; a decode counts one."""
-        return sum(new for _, new in self.chunks) + len(self.contexts)
+        """Tokens that go through the layers."""
+        return sum(new for _, new in self.chunks) + len(self.contexts) * self.verified
 
     @property
     def requests(self) -> int:
@@ -86,5 +94,13 @@ class Device(Protocol):
         ...
 
     def iteration_s(self, load: Pass) -> float:
-        """Seconds that this pass takes."""
+        """Seconds that this pass takes, without its drafts."""
         ...
+
+
+def with_drafts_s(device: Device, load: Pass) -> float:
+    """Seconds that this pass takes with those of a draft model."""
+    seconds = device.iteration_s(load)
+    if not load.drafts:
+        return seconds
+    return seconds + load.drafts * DRAFT_SHARE * device.iteration_s(replace(load, verified=1))

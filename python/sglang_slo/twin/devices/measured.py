@@ -75,7 +75,7 @@ class MeasuredDevice:
             ms += sum(self._chunk.at(new, history) for history, new in load.chunks)
             ms -= self._launch_ms * (len(load.chunks) - 1)
         else:
-            ms += self._decode_layers.at(decodes)
+            ms += self._decode_layers.at(load.new_tokens)
         return ms / 1e3 + self.host.iteration_s + self.host.request_s * load.requests
 
     @property

@@ -41,6 +41,7 @@ from sglang_slo.twin.result.run_result import RunResult  # noqa: E402
 from sglang_slo.twin.sim.engine import VirtualEngine  # noqa: E402
 from sglang_slo.twin.sim.hierarchical import hierarchical  # noqa: E402
 from sglang_slo.twin.sim.recorder import Recorder  # noqa: E402
+from sglang_slo.twin.sim.speculation import speculating  # noqa: E402
 from sglang_slo.twin.sim.virtual import seam, virtual  # noqa: E402
 from sglang_slo.twin.sim.worker import write_model  # noqa: E402
 from sglang_slo.twin.workloads.workload import Workload  # noqa: E402
@@ -66,8 +67,10 @@ def run(
     name: str | None = None,
     watcher: type | None = None,
     allow_fallbacks: bool = False,
+    model: dict[str, Any] | None = None,
 ) -> RunResult:
-    """Run the whole workload and return its record. `argv`: stock's flags and --slo-*; `watcher`: for tests.
+    """Run the whole workload and return its record. `argv`: stock's flags and --slo-*; `watcher` and `model`, what of the
+    model's configuration differs: for tests.
 
     Raises SystemExit on unknown flags, ConfigError on bad settings, StuckError if the scheduler hangs, and
     FallbackError if stock scheduling had to take an iteration, unless that is allowed.
@@ -77,11 +80,10 @@ def run(
     engine = VirtualEngine(workload.on, workload.noise_sigma, workload.seed)
     recorder = Recorder(workload, engine)
     began = time.perf_counter()
-    with seam(), hierarchical(engine), _virtual_time(engine, slo, workload) as folder:
-        server_args = _server_args(server_argv, workload, folder)
+    with seam(), speculating(), hierarchical(engine), _virtual_time(engine, slo, workload) as folder:
+        server_args = _server_args(server_argv, workload, folder, model)
         process.publish(server_args)
-        cls = virtual(_scheduler_class(scheduler), workload, recorder, watcher)
-        built = process.build(cls, server_args)
+        built = process.build(virtual(_scheduler_class(scheduler), workload, recorder, watcher), server_args)
         logging.getLogger("sglang").setLevel(logging.ERROR)
         built.run_event_loop()
     fallbacks = _fallbacks(built, allow_fallbacks)
@@ -164,11 +166,13 @@ def _virtual_time(engine: VirtualEngine, slo: SloConfig, workload: Workload) -> 
             destroy_distributed_environment()
 
 
-def _server_args(argv: list[str], workload: Workload, folder: Path) -> ServerArgs:
+def _server_args(
+    argv: list[str], workload: Workload, folder: Path, model: dict[str, Any] | None = None
+) -> ServerArgs:
     parser = argparse.ArgumentParser(prog="twin", allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
     fixed: dict[str, Any] = {
-        "--model-path": write_model(folder / "model", _context_tokens(workload)),
+        "--model-path": write_model(folder / "model", _context_tokens(workload), model),
         "--load-format": "dummy",
         "--device": "cpu",
         "--attention-backend": "torch_native",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sglang_slo.twin.devices.device import Device, Pass
+from sglang_slo.twin.devices.device import Device, Pass, with_drafts_s
 
 
 class VirtualEngine:
@@ -37,7 +37,7 @@ class VirtualEngine:
     def launch(self, load: Pass) -> tuple[float, float]:
         """Launch a pass: (start, end), seconds."""
         self.now_s += self._schedule_s
-        duration = self.device.iteration_s(load)
+        duration = with_drafts_s(self.device, load)
         if self._sigma > 0:
             # Mean 1, so that noise changes the spread and not the capacity.
             duration *= float(self._rng.lognormal(-(self._sigma**2) / 2, self._sigma))

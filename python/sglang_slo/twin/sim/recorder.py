@@ -14,6 +14,7 @@ import numpy as np
 
 from sglang_slo.core.attainment import Deliveries
 from sglang_slo.core.deliveries import DeliveryTable
+from sglang_slo.runtime.requests.lengths import delivered_tokens
 from sglang_slo.twin.devices.device import Pass
 from sglang_slo.twin.result.requests import Requests, empty_requests
 from sglang_slo.twin.result.run_result import Iterations
@@ -75,18 +76,24 @@ class Recorder:
 
     # -- from the worker
 
-    def launched(self, batch: ScheduleBatch, load: Pass) -> list[int]:
-        """Take note of a launch; returns the places in the batch whose token is the request's last."""
+    def launched(
+        self, batch: ScheduleBatch, load: Pass, lengths: list[int], given: list[int] | None = None
+    ) -> dict[int, int]:
+        """Take note of a launch; returns the places in the batch that are given their request's last token, and how many
+        tokens they are given before it.
+
+        `lengths`: tokens of each request that are there when it ends, but for those it gives; `given`: how many these are,
+        None: one each.
+        """
         start, end = self.engine.launch(load)
         prefills, decodes = len(load.chunks), len(load.contexts)
         rows = self._rows
         rows["start_s"].append(start)
         rows["duration_s"].append(end - start)
-        rows["new_tokens"].append(load.new_tokens - decodes)
+        rows["new_tokens"].append(sum(new for _, new in load.chunks))
         rows["prefills"].append(prefills)
         rows["decodes"].append(decodes)
         rows["context_tokens"].append(load.context_tokens)
-        lengths = batch.seq_lens_cpu.tolist()
         streaming = len(
             self._streams
         )  # all that decode, and what comes back from a preemption, are among them
@@ -94,13 +101,11 @@ class Recorder:
         rows["stalled"].append(max(streaming - decodes - back, 0))
         if prefills:
             self._note_prefill(batch, lengths, prefills)
-        # A pass over L tokens of a request yields token L + 1 of it; it ends with input + output tokens.
+        # A pass over L tokens of a request yields token L + 1 of it, and those behind; it ends with input + output tokens.
         total = self._true_total
-        last = [
-            place
-            for place, (req, length) in enumerate(zip(batch.reqs, lengths, strict=True))
-            if length + 1 >= total[int(req.rid[1:])]
-        ]
+        most = given or [1] * len(lengths)
+        before = [max(total[int(r.rid[1:])] - n - 1, 0) for r, n in zip(batch.reqs, lengths, strict=True)]
+        last = {place: n for place, (n, gets) in enumerate(zip(before, most, strict=True)) if n < gets}
         self._streams.difference_update(batch.reqs[place].rid for place in last)
         return last
 
@@ -131,9 +136,7 @@ class Recorder:
         """Note the tokens that came out now; requests may be mentioned without having a new one."""
         live = [req for req in reqs if req.rid not in self._over]
         slots = np.fromiter((self._slot(req.rid) for req in live), np.int64, len(live))
-        new = np.fromiter((len(req.output_ids) for req in live), np.int64, len(live)) - self._out.tokens(
-            slots
-        )
+        new = np.fromiter(map(delivered_tokens, live), np.int64, len(live)) - self._out.tokens(slots)
         got = new > 0
         self._out.add(slots[got], self.engine.now_s, new[got])
         for req in live:

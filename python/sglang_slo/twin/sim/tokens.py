@@ -16,6 +16,7 @@ from sglang_slo.twin.workloads.workload import BLOCK_TOKENS, Workload
 
 VOCAB = 1 << 20
 EOS_ID = 2
+TOKEN = 5  # what the model always says
 _FIRST_ID = 8  # ids below are special
 
 
@@ -24,18 +25,18 @@ def prompt(workload: Workload, i: int) -> array[int]:
     n = int(workload.input_tokens[i])
     blocks = workload.blocks[i]
     if blocks is None:
-        ids = _hashed(np.array([i], np.uint64), n, workload.seed)[0]
+        ids = hashed(np.array([i], np.uint64), n, workload.seed)[0]
         # Hashes may collide; the request's number as first token keeps plain prompts apart for certain.
         ids[0] = _FIRST_ID + i % (VOCAB // 2 - _FIRST_ID)
     else:
         stream, *names = blocks
         keys = np.array(names, np.uint64) + np.uint64((stream + 1) << 48)
-        ids = _hashed(keys, BLOCK_TOKENS, workload.seed).reshape(-1)[:n]
+        ids = hashed(keys, BLOCK_TOKENS, workload.seed).reshape(-1)[:n]
         ids = ids // 2 + VOCAB // 2  # the upper half: never a plain prompt's first token
     return array("q", np.ascontiguousarray(ids).tobytes())
 
 
-def _hashed(keys: NDArray[np.uint64], length: int, seed: int) -> NDArray[np.int64]:
+def hashed(keys: NDArray[np.uint64], length: int, seed: int) -> NDArray[np.int64]:
     """Ids [len(keys), length] in [_FIRST_ID, VOCAB), a splitmix64 hash of (seed, key, position)."""
     with np.errstate(over="ignore"):
         x = keys[:, None] * np.uint64(0x9E3779B97F4A7C15) + np.arange(length, dtype=np.uint64)[None, :]

@@ -22,8 +22,9 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 from sglang_slo.estimator.service import LengthService
 from sglang_slo.runtime.requests.lengths import ArrivingLengths, length_folder
 from sglang_slo.runtime.scheduler.planning import EVERYONE_DECODES
-from sglang_slo.runtime.sglang import process
+from sglang_slo.runtime.sglang import pools, process
 from sglang_slo.twin import predictors
+from sglang_slo.twin.sim import speculation
 from sglang_slo.twin.sim.feeder import Feeder
 from sglang_slo.twin.sim.host_pool import VirtualHostPool
 from sglang_slo.twin.sim.planning_cost import KV_SHORT_SHARE, fitted
@@ -50,6 +51,8 @@ def _launch(self: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
     self.forward_ct += 1
     batch.forward_iter = self.forward_ct
     batch.launch_ts = time.monotonic()
+    if not self.spec_algorithm.is_none():
+        return speculation.launch(self, batch)
     # What resolving the inputs would have consumed:
     batch.prefill_input_ids_cpu = batch.mix_running_indices = None
     result = self.model_worker.forward_batch_generation(batch)
@@ -125,7 +128,7 @@ class _Virtual:
         return result
 
     def _twin_free(self: Any) -> int:
-        return int(self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size())
+        return pools.free_tokens(self.token_to_kv_pool_allocator, self.tree_cache)
 
     def process_batch_result(self: Any, batch: Any, result: Any) -> None:
         self.twin_recorder.engine.take_result(result.end_s)

@@ -18,18 +18,16 @@ from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from sglang_slo.twin.devices.device import Pass
-from sglang_slo.twin.sim.tokens import EOS_ID, VOCAB
+from sglang_slo.twin.sim.tokens import EOS_ID, TOKEN, VOCAB
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
     from sglang_slo.twin.sim.recorder import Recorder
 
-_TOKEN = 5  # what the model always says
 
-
-def write_model(folder: Path, context_tokens: int) -> Path:
-    """Write the configuration of the placeholder model into `folder` and return it."""
+def write_model(folder: Path, context_tokens: int, model: dict[str, Any] | None = None) -> Path:
+    """Write the configuration of the placeholder model into `folder` and return it. `model`: what of it is another."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -48,6 +46,7 @@ def write_model(folder: Path, context_tokens: int) -> Path:
         "hidden_act": "silu",
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
+        **(model or {}),
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -60,11 +59,15 @@ class TwinWorker(TpModelWorker):
     forward_blocks = False  # on the virtual device, as on a GPU
 
     def forward_batch_generation(self, batch: ScheduleBatch, *_: Any, **__: Any) -> GenerationBatchResult:
-        """Launch the batch on the virtual engine; its result carries `start_s` and `end_s`."""
-        last = self.recorder.launched(batch, pass_of(batch))
-        tokens = torch.full((len(batch.reqs),), _TOKEN, dtype=torch.int64)
+        """Launch the batch on the virtual engine; its result carries `end_s`."""
+        return self.launch(batch, pass_of(batch))
+
+    def launch(self, batch: ScheduleBatch, load: Pass) -> GenerationBatchResult:
+        """Launch the batch as `load`, which gives each of its requests a token."""
+        last = self.recorder.launched(batch, load, batch.seq_lens_cpu.tolist())
+        tokens = torch.full((len(batch.reqs),), TOKEN, dtype=torch.int64)
         if last:
-            tokens[last] = EOS_ID
+            tokens[list(last)] = EOS_ID
         result = GenerationBatchResult(logits_output=None, next_token_ids=tokens)
         if batch.return_logprob:
             result.logits_output = LogitsProcessorOutput(
@@ -79,11 +82,12 @@ class TwinWorker(TpModelWorker):
         return result
 
 
-def pass_of(batch: ScheduleBatch) -> Pass:
-    """What the device is given: the chunks of the batch's first requests, and its decodes."""
+def pass_of(batch: ScheduleBatch, drafts: int = 0) -> Pass:
+    """What the device is given: the chunks of the batch's first requests, and its decodes, a token each."""
     lengths = batch.seq_lens_cpu.tolist()
     if not batch.forward_mode.is_extend():
         return Pass((), lengths)
     prefills = len(batch.reqs) - len(batch.decoding_reqs or ())
     new = batch.extend_lens[:prefills]
-    return Pass(tuple((length - n, n) for n, length in zip(new, lengths, strict=False)), lengths[prefills:])
+    chunks = tuple((length - n, n) for n, length in zip(new, lengths, strict=False))
+    return Pass(chunks, lengths[prefills:], drafts=drafts)

@@ -40,6 +40,7 @@ _FIELDS = {
     "classes",
     "streams",
     "noise_sigma",
+    "acceptance",
     "predictor",
     "loop",
 }
@@ -63,6 +64,9 @@ class Workload:
     blocks: list[tuple[int, ...] | None]
     declared_max_new_tokens: int | None  # None: clients send the true length
     noise_sigma: float = 0.0  # of the lognormal factor on every iteration's time
+    acceptance: float = (
+        0.6  # under speculative decoding: mean chance that a drafted token is accepted, over requests
+    )
     predictor: str | None = None  # of output lengths (`predictors.PREDICTORS`); None: as --slo-length says
 
     callers: list[str] | None = None  # who sends each, as a client would tell the server
@@ -160,6 +164,7 @@ def _workload(
         blocks=rows.blocks or [],
         declared_max_new_tokens=_declared(raw, path),
         noise_sigma=number(raw, "noise_sigma", path, default=0.0),
+        acceptance=_share(raw, "acceptance", path, Workload.acceptance),
         predictor=chosen_predictor(raw["predictor"], f"{path}: predictor") if "predictor" in raw else None,
         callers=rows.callers,
         texts=rows.texts,
@@ -167,6 +172,13 @@ def _workload(
         features=rows.features,
         **given,
     )
+
+
+def _share(raw: dict[str, Any], name: str, path: Path, default: float) -> float:
+    value = number(raw, name, path, default=default)
+    if value > 1:
+        raise WorkloadError(f"{path}: {name}: need a number between 0 and 1, got {value!r}")
+    return float(value)
 
 
 def chosen_predictor(name: Any, where: str) -> str:
