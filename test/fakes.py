@@ -113,6 +113,8 @@ class FakeBatches:
     def request_slots(self, running: int) -> int:
         return 100 - running
 
+    last_built: Any = None
+
     def build_prefill(self, planned: dict[Any, int], loads: set[Any], decoding: Any, mixed: bool) -> Any:
         self.built.append(planned)
         return FakeBatch(list(planned)), decoding

@@ -136,15 +136,8 @@ def check_kv(s: Any) -> None:
     if s.is_hybrid_ssm and pools.WINDOWS:
         rows = s.req_to_token_pool
         free = rows.mamba_allocator.available_size() + cache.mamba_evictable_size()
-        own = sum(states_of(r) for r in reqs)  # of one that has ended the tree has it
+        own = sum(r.kv.holds_mamba for r in reqs)  # of one that has ended the tree has it
         _adds_up("states ", (free, cache.mamba_protected_size(), own, 0), rows.mamba_pool.size)
-
-
-def states_of(req: Any) -> int:
-    """Recurrent states that a request holds beside the tree's."""
-    held = req.kv
-    tracked = 0 if held.mamba_ping_pong_track_buffer is None else held.mamba_ping_pong_empty.count(False)
-    return int(held.holds_mamba) + tracked
 
 
 def _adds_up(whose: str, parts: tuple[int, ...], capacity: int) -> None:

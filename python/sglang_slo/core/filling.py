@@ -85,7 +85,7 @@ class Filling:
                 return False  # another iteration's; the time of this one is for others
             tokens = all_at_once
         if tokens < rest:
-            tokens = pages.cut(history, tokens, max(table.page_tokens, view.grid_tokens))
+            tokens = pages.cut(history, tokens, table.page_tokens)
         if tokens <= 0 or (tokens < min(rest, LEAST_CHUNK_TOKENS) and self.prefill):
             self.full = True
             self.out_of_time = not self.prefill

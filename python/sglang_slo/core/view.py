@@ -25,9 +25,6 @@ class View:
     most_chunk_tokens: int  # SGLang's own chunk size: what its memory is laid out for
     tightest_ttft_s: float  # among recent arrivals; inf: none has a limit
     lengths_trusted: bool = False  # whether predicted lengths beat the marginal on finished requests
-    grid_tokens: int = (
-        1  # what is computed behind a multiple of so many tokens is not kept for who is set aside
-    )
 
     @property
     def decoding(self) -> np.ndarray:

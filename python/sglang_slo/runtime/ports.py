@@ -57,7 +57,6 @@ class KvPool:
     page_tokens: int = 1  # slots are given and taken back in pages of so many
     held: dict[Req, None] = field(default_factory=dict)  # half-prefilled ones that wait with KV of their own
     window: pools.Window | None = None  # the pool of layers that look back over a window, where there are any
-    grid_tokens: int = 1  # recurrent states are kept at multiples of so many tokens
 
     def free_tokens(self) -> int:
         """Free and evictable KV, and what those hold who can be made to start again."""
@@ -128,6 +127,9 @@ class Batches(Protocol):
 
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
+
+    # what `build_prefill` made; None: nothing since it was last forgotten
+    last_built: tuple[ScheduleBatch | None, ScheduleBatch] | None
 
     def build_prefill(
         self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool

@@ -21,7 +21,7 @@ class Scene:
         self.looked = 0
         self.locked: list[int] = []
         fake = SimpleNamespace(
-            shares_prefixes=lambda _: True,
+            keeps_unfinished=lambda _: True,
             kept_by=self.kept_by,
             unlock=lambda _, node: self.locked.remove(node),
         )

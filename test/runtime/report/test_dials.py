@@ -25,6 +25,7 @@ PARKING += ["--slo-reserve-floor", "0.02", "--slo-arrival-reserve", "0.1", "--sl
 FIXED = {"version", "policy", "dp_rank", "now.kv.capacity", "now.swap.host_capacity"}
 ELSEWHERE = (
     "windows.",
+    "now.kv.reserve",
     "now.lengths.",
     "request_log_rows_lost",
     "now.swap.failed_copies",

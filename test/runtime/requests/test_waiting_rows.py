@@ -77,6 +77,19 @@ def test_a_crowd_of_arrivals_is_sorted_in(come: int) -> None:
     assert waiting.of(queue).tolist() == _read(queue, table)
 
 
+def test_what_is_planned_is_not_kept_for_ever() -> None:
+    """Neither where nobody asks for rows by deadline, nor where one whose prefill goes on leaves the queue as it is."""
+    waiting = WaitingRows(table := RequestTable())
+    for _ in range(3):
+        waiting.planned([1, 2])
+    assert not waiting._planned
+    queue = [_request(table, 1.0) for _ in range(3)]
+    for _ in range(3):
+        waiting.of(queue)
+        waiting.planned([7])
+    assert waiting._planned == [7]
+
+
 def test_one_without_a_row_is_told_and_read_again_once_it_has_one() -> None:
     waiting = WaitingRows(table := RequestTable())
     queue = [_request(table, 1.0), SimpleNamespace(slo_row=-1)]

@@ -19,6 +19,7 @@ from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
 from sglang_slo.runtime.requests.registry import RequestBook
 from sglang_slo.runtime.scheduler.applier import Applier
+from sglang_slo.runtime.scheduler.engine import EngineBatches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
 from sglang_slo.runtime.scheduler.planning import MOST_IDLE_PLANS, Planning
 
@@ -40,6 +41,7 @@ PLACES: list[tuple[Any, str]] = [
     (Applier, "prefill"),
     (Applier, "park"),
     (PlannedAdder, "add_one_req"),
+    (EngineBatches, "build_prefill"),
     (Planning, "_make_plan"),
     (features, "of"),
     (RequestBook, "_due_for_the_end"),
@@ -56,7 +58,8 @@ PLACES: list[tuple[Any, str]] = [
 IN_PAGES = [
     place
     for place in PLACES
-    if place[0] in (SwapLine, Applier, PlannedAdder) or place[1] in ("_leave", "preempt", "decode_batch")
+    if place[0] in (SwapLine, Applier, PlannedAdder, EngineBatches)
+    or place[1] in ("_leave", "preempt", "decode_batch")
 ]
 
 

@@ -14,14 +14,8 @@ here = pytest.mark.skipif(not pools.WINDOWS, reason="runs on stock scheduling th
 
 def built(kind: str, slots: str, kv: str, rows: str, **given: Any) -> SimpleNamespace:
     """A scheduler with pools of these types, as far as `unknown` looks."""
-    usual: dict[str, Any] = {
-        "ring": False,
-        "tree": True,
-        "host": False,
-        "varies": False,
-        "small": None,
-        "drafts": False,
-    }
+    usual: dict[str, Any] = {"ring": False, "tree": True, "host": False, "varies": False}
+    usual.update({"noted": False, "replayed": None, "small": None, "drafts": False})
     usual.update(given)
     pool = type(kv, (), {})()
     return SimpleNamespace(
@@ -30,7 +24,15 @@ def built(kind: str, slots: str, kv: str, rows: str, **given: Any) -> SimpleName
         token_to_kv_pool_allocator=type(
             slots, (), {"get_kvcache": lambda self: pool, "swa_req_ring": usual["ring"]}
         )(),
-        req_to_token_pool=type(rows, (), {"mamba_ckpt_pool": usual["small"]})(),
+        req_to_token_pool=type(
+            rows,
+            (),
+            {
+                "enable_mamba_extra_buffer": usual["noted"],
+                "mamba_pool": SimpleNamespace(replayssm_write_pos=usual["replayed"]),
+                "mamba_ckpt_pool": usual["small"],
+            },
+        )(),
         tree_cache=SimpleNamespace(
             supports_prefix_sharing=lambda: usual["tree"], supports_auxiliary_swa=lambda: False
         ),
@@ -49,7 +51,7 @@ def test_one_pool_alone_is_always_known() -> None:
 
 
 @here
-@pytest.mark.parametrize("known", [WINDOWS], ids=lambda known: known[0])
+@pytest.mark.parametrize("known", [WINDOWS, STATES], ids=lambda known: known[0])
 def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, str, str]) -> None:
     assert pools.unknown(built(*known)) is None
 
@@ -63,10 +65,12 @@ def test_pools_of_a_fixed_size_beside_a_tree_are_known(known: tuple[str, str, st
         (WINDOWS, {"tree": False}),
         (WINDOWS, {"host": True}),
         (WINDOWS, {"drafts": True}),
-        (STATES, {}),
         (STATES, {"tree": False}),
         (STATES, {"host": True}),
         (STATES, {"small": object()}),
+        (STATES, {"noted": True}),
+        (STATES, {"replayed": object()}),
+        (STATES, {"drafts": True}),
         (("windows", "UnifiedSWATokenToKVPoolAllocator", *WINDOWS[2:]), {}),
         (("windows", WINDOWS[1], "DeepSeekV4TokenToKVPool", WINDOWS[3]), {}),
         (("states", "UnifiedMambaTokenToKVPoolAllocator", *STATES[2:]), {}),

@@ -73,3 +73,22 @@ def test_who_only_waits_is_given_no_state() -> None:
     for states in (True, False):
         tree.find_prefix(SimpleNamespace(supports_mamba=lambda states=states: states), req)  # type: ignore[arg-type]
     assert seen == [{"cow_mamba": False}, {}]
+
+
+@pytest.mark.skipif(not tree.RECEIPTS, reason="recurrent states run on stock scheduling there")
+def test_states_of_offers_that_were_broken_off_are_free_again() -> None:
+    from sglang.srt.mem_cache.allocator.mamba import MambaSlotAllocator
+
+    states = MambaSlotAllocator(size=8, device="cpu")
+    states.alloc_group_begin(4)
+    given = SimpleNamespace(
+        mamba_pool_idx=states.alloc(1)[0], holds_mamba=True, mamba_cow_src_index=1, mamba_needs_clear=False
+    )
+    none = SimpleNamespace(holds_mamba=False)
+    cache: Any = SimpleNamespace(
+        supports_mamba=lambda: True, req_to_token_pool=SimpleNamespace(mamba_allocator=states)
+    )
+    waiting: list[Any] = [SimpleNamespace(kv=held, session=None) for held in (given, none)]
+    tree.forget_offers(cache, waiting)
+    assert states.available_size() == 8
+    assert given.mamba_pool_idx is None and given.mamba_cow_src_index is None

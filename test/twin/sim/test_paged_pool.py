@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
+from crowded_pool import crowded
 from invariants import Watched, check_nothing_left
 from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.sim import driver
@@ -39,18 +38,6 @@ def run(workload: Workload, page: int, *flags: str) -> tuple[RunResult, Counter[
     assert s.slo_observer.trouble.count == 0
     check_nothing_left(s)
     return result, s.slo_preempt.counts
-
-
-def crowded() -> Workload:
-    """Outputs that do not fit the KV pool of a few dozen pages together."""
-    workload = load_workload("reason-generated", max_requests=40, load=30.0)
-    return replace(
-        workload,
-        profile=replace(workload.profile, kv_capacity_tokens=3072),
-        declared_max_new_tokens=None,
-        input_tokens=np.minimum(workload.input_tokens, 400),
-        output_tokens=workload.output_tokens // 10 + 20,
-    )
 
 
 @functools.cache

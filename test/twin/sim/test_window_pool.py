@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
+from crowded_pool import crowded
 from invariants import Watched, check_nothing_left
 from sglang_slo.runtime.sglang import pools
 from sglang_slo.twin.result.run_result import RunResult
@@ -54,18 +54,6 @@ def run(workload: Workload, window: int, ratio: float, *flags: str) -> tuple[Run
     assert s.slo_observer.trouble.count == 0
     check_nothing_left(s)
     return result, s.slo_preempt.counts
-
-
-def crowded(kv_tokens: int) -> Workload:
-    """Outputs that do not fit the pools together."""
-    workload = load_workload("reason-generated", max_requests=40, load=30.0)
-    return replace(
-        workload,
-        profile=replace(workload.profile, kv_capacity_tokens=kv_tokens),
-        declared_max_new_tokens=None,
-        input_tokens=np.minimum(workload.input_tokens, 400),
-        output_tokens=workload.output_tokens // 10 + 20,
-    )
 
 
 def ample() -> Workload:

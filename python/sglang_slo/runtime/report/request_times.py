@@ -8,6 +8,7 @@ reports; nothing in here influences a decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from http import HTTPStatus
 from typing import Any
@@ -184,9 +185,10 @@ class HearingSender:
         return getattr(self._sender, name)
 
     def send_output(self, output: Any, recv_obj: Any = None) -> Any:
-        """SGLang's, after `refused`."""
+        """SGLang's, after `refused`; the answer goes out whatever becomes of that."""
         if isinstance(output, AbortReq):
-            self._refused(recv_obj, output.finished_reason)
+            with suppress(Exception):
+                self._refused(recv_obj, output.finished_reason)
         return self._sender.send_output(output, recv_obj)
 
 

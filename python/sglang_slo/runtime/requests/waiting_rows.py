@@ -31,7 +31,8 @@ class WaitingRows:
 
     def planned(self, rows: list[int]) -> None:
         """Note whose prefill is planned: whoever of them waited leaves the queue."""
-        self._planned += rows
+        if self._queue:
+            self._planned += rows
 
     def of(self, queue: list[Req]) -> np.ndarray:
         """Rows of `queue` by deadline, then arrival, int[n], not to be written to; in its order if one has no row (-1)."""
@@ -41,6 +42,7 @@ class WaitingRows:
                 self._remember([], rows[:0], rows[:0])
                 return rows
             self._remember(queue.copy(), rows, rows)
+        self._planned.clear()  # whoever of them is still there did not leave
         order = deadline_order(self._table.deadline_s[self._ordered], self._table.seq[self._ordered])
         if order is not None:
             self._ordered = self._ordered[order]
@@ -68,4 +70,3 @@ class WaitingRows:
 
     def _remember(self, queue: list[Req], rows: np.ndarray, ordered: np.ndarray) -> None:
         self._queue, self._rows, self._ordered = queue, rows, ordered
-        self._planned.clear()

@@ -49,6 +49,7 @@ class Applier:
             self.park(cut)
         decoding.batch_is_full = running_batch.batch_is_full = False
         self._make_room(planned, decoding.new_tokens_required_next_decode() if plan.mixed else 0)
+        self._ports.batches.last_built = None
         try:
             batch, decoding = self._ports.batches.build_prefill(
                 planned, self._ports.iteration.loads, decoding, plan.mixed
@@ -58,9 +59,24 @@ class Applier:
             for req in error.reqs:  # what is in flight of it ends in nothing
                 req.finished_reason = FINISH_ABORT(str(error))
             raise
+        except Exception:
+            if self._ports.batches.last_built is not None:  # its requests are in it, and nowhere else
+                self._chosen(plan, *self._ports.batches.last_built, aside, running_batch)
+            raise
         finally:
             with self._ports.trouble.noting("who is in a batch"):  # which is there, whatever becomes of this
                 self._held.entered()
+        return self._chosen(plan, batch, decoding, aside, running_batch)
+
+    def _chosen(
+        self,
+        plan: IterationPlan,
+        batch: ScheduleBatch | None,
+        decoding: ScheduleBatch,
+        aside: ScheduleBatch | None,
+        running_batch: ScheduleBatch,
+    ) -> NextBatchPlan:
+        """What is launched, and who goes on decoding; `aside`: those who sit this iteration out."""
         if aside is None:
             step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
         elif batch is not None and decoding.is_empty():  # those who decode are in the batch

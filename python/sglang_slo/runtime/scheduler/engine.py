@@ -59,6 +59,7 @@ class EngineBatches:
 
     def __init__(self, scheduler: stock.Scheduler, pool: KvPool) -> None:
         self._scheduler, self._pool = scheduler, pool
+        self.last_built: tuple[ScheduleBatch | None, ScheduleBatch] | None = None
 
     @property
     def iteration_number(self) -> int:
@@ -104,10 +105,11 @@ class EngineBatches:
     def build_prefill(
         self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
     ) -> Any:
-        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it."""
+        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it: `last_built`."""
         self._scheduler.is_mixed_chunk = mixed
         with self._only(planned, loads):
-            return self._scheduler._get_new_batch_prefill_raw(None, decoding)
+            self.last_built = self._scheduler._get_new_batch_prefill_raw(None, decoding)
+        return self.last_built
 
     @contextlib.contextmanager
     def _only(self, planned: dict[Req, int], loads: set[Req]) -> Iterator[None]:
@@ -138,8 +140,7 @@ class EngineBatches:
             s.chunked_req = cut
             for req in admitted:
                 tree.unlock_of(s.tree_cache, req)
-            for req in offered:
-                tree.forget_state(s.tree_cache, req)
+            tree.forget_offers(s.tree_cache, offered)
             raise
         finally:
             stock.PrefillAdder, s.policy = adder, policy

@@ -259,9 +259,15 @@ TABLE = (
         "each pool of KV has a forecast of its own; nobody is swapped: --slo-host-kv-gb has no effect",
     ),
     Row(
-        "models with recurrent states (Qwen3-Next, Qwen3.5, Nemotron-H, Kimi-Linear)",
+        "models with recurrent states (Qwen3-Next, Qwen3.5, Nemotron-H, Kimi-Linear) with "
+        "--mamba-radix-cache-strategy no_buffer, SGLang 0.5.23",
+        HONOURED,
+        "no more run than their pool has states for; who gives up KV is computed again, and nobody is swapped",
+    ),
+    Row(
+        "these models with extra_buffer (SGLang's choice on GPUs), --enable-linear-replayssm, --enable-int8-mamba-checkpoint",
         STOCK,
-        "an unfinished request's state is not the prefix tree's to keep",
+        "a request holds more states than one, or the prefix tree keeps others",
     ),
     Row(
         "these models on SGLang 0.5.17",

@@ -73,7 +73,6 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
         int(s.max_total_num_tokens),
         page_tokens,
         window=pools.window_of(s),
-        grid_tokens=pools.grid_tokens(s),
     )
     return Ports(
         kv=kv,

@@ -76,7 +76,6 @@ class Viewer:
             most_chunk_tokens=p.batches.chunk_tokens or 1 << 30,
             tightest_ttft_s=book.recent_ttft.tightest_s(p.agreed.now_s),
             lengths_trusted=p.agreed.tick.lengths_trusted,
-            grid_tokens=p.kv.grid_tokens,
         )
 
     def pool(self, running_batch: ScheduleBatch, decoding: np.ndarray, waiting: np.ndarray) -> Pool:

@@ -20,6 +20,7 @@ from sglang_slo.core import pages
 WINDOWS = hasattr(ReqKvInfo, "swa_dead_lo")
 # Kinds of (allocator, KV, rows) that are known, exact names: others may give KV back at other times.
 WINDOW_POOLS = ("SWATokenToKVPoolAllocator", "SWAKVPool", "ReqToTokenPool")
+STATE_POOLS = ("HybridLinearKVPool", "HybridReqToTokenPool")
 STATES_OF_ONE = 3  # its own, the one that its prefix was found with, and the one that is kept for others
 
 
@@ -83,16 +84,7 @@ def state_room(scheduler: Any) -> int | None:
         return None
     rows = scheduler.req_to_token_pool
     free = rows.mamba_allocator.schedulable_available_size() + scheduler.tree_cache.mamba_evictable_size()
-    return int(free // (STATES_OF_ONE + rows.mamba_initial_tracking_slots))
-
-
-def grid_tokens(scheduler: Any) -> int:
-    """The prefix tree keeps states at multiples of so many tokens."""
-    if not scheduler.is_hybrid_ssm or not scheduler.req_to_token_pool.enable_mamba_extra_buffer:
-        return 1
-    from sglang.srt.runtime_context import mamba_cache_chunk_size
-
-    return int(mamba_cache_chunk_size())
+    return int(free // STATES_OF_ONE)
 
 
 def unknown(scheduler: Any) -> str | None:
@@ -109,9 +101,14 @@ def unknown(scheduler: Any) -> str | None:
         scheduler.tree_cache,
     )
     names = type(slots).__name__, type(slots.get_kvcache()).__name__, type(rows).__name__
-    known = windows and names == WINDOW_POOLS and not slots.swa_req_ring and not _windows_vary(scheduler)
+    if windows:
+        known = names == WINDOW_POOLS and not slots.swa_req_ring and not _windows_vary(scheduler)
+    else:
+        known = names[1:] == STATE_POOLS and "Unified" not in names[0]
     if not known:
         return f"{what} in pools of {', '.join(names)}"
+    if states and _states_vary(rows):
+        return f"{what} that are noted on the way, replayed or kept in eight bits"
     if not tree.supports_prefix_sharing():
         return f"{what} without a prefix tree"
     if scheduler.enable_hierarchical_cache:
@@ -125,3 +122,12 @@ def _windows_vary(scheduler: Any) -> bool:
     """Whether some requests keep more than a window."""
     runner = scheduler.tp_worker.model_runner
     return bool(scheduler.tree_cache.supports_auxiliary_swa() or runner.prefill_aware_swa)
+
+
+def _states_vary(rows: Any) -> bool:
+    """Whether a request may hold more states than `state_room` reckons with, or the tree keeps others than it holds."""
+    return bool(
+        rows.enable_mamba_extra_buffer
+        or rows.mamba_pool.replayssm_write_pos is not None
+        or rows.mamba_ckpt_pool is not None
+    )

@@ -197,7 +197,17 @@ def release_half_built(tree: BasePrefixCache, rows: Any, req: Req) -> None:
 
 def forget_state(tree: BasePrefixCache, req: Req) -> None:
     """Take from a request that goes on waiting the state that it was given when it was offered for a batch."""
-    if keeps_states(tree) and req.kv.holds_mamba:
-        req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
+    if not keeps_states(tree):
+        return
+    req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
+    if req.kv.holds_mamba and not req.session:  # else it is the session's
         tree.req_to_token_pool.mamba_allocator.free(req.kv.mamba_pool_idx.unsqueeze(-1))
         req.kv.mamba_pool_idx = None
+
+
+def forget_offers(tree: BasePrefixCache, reqs: list[Req]) -> None:
+    """The same for all that were offered, where that was broken off: what was set apart for them is free again, too."""
+    if keeps_states(tree):
+        tree.req_to_token_pool.mamba_allocator.alloc_group_end()
+        for req in reqs:
+            forget_state(tree, req)
