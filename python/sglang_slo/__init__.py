@@ -1,3 +1,3 @@
 """SGLang with deadlines: SGLang whose scheduler keeps time-to-first-token and time-between-tokens limits."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 import results
 from pieces import SCENES, Setup
 from replay import Side, alternating, pooled, ratio, report
 from servers import ServerError, server, with_model
 from sglang_slo.core.slo import Slo
+from sglang_slo.twin.devices.profiles import DATA
 from sglang_slo.twin.result.requests import empty_requests
 from sglang_slo.twin.result.run_result import Iterations, RunResult
-from truth import Figure, read_iterations, with_profile
+from sglang_slo.twin.runs import Spec, run_all
+from sglang_slo.twin.workloads.workload import load_workload
+from truth import Figure, Share, read_iterations, replayed, shares
 
 SETUP = Setup((1, 2), 1, None, Path("plots"))
 
@@ -91,9 +94,30 @@ def test_a_number_that_is_none_names_its_flag(argv: list[str], capsys: pytest.Ca
 def test_truth_says_what_is_not_within() -> None:
     assert "NOT within" in Figure("x", 0.1, 0.12).line()
     assert "NOT" not in Figure("x", 0.1, 0.11).line()
+    assert "NOT within" in Share("x", 0.9, 0.96).line()
+    assert "NOT" not in Share("x", 0.9, 0.94).line()
 
 
-def test_truth_reads_the_log_and_runs_the_workload_on_the_measured_profile(tmp_path: Path) -> None:
+def test_truth_replays_the_last_requests_of_the_log_in_order_and_compares_each_promise(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log.jsonl"
+    loose, tight = ({"ttft_limit_s": s, "tbt_limit_s": 1.0, "class": "custom"} for s in (60.0, 1e-6))
+    rows = [
+        {"arrival_s": at_s, "prompt_tokens": 20, "output_tokens": 3, "attained": at_s != 3.0, **limits}
+        for at_s, limits in ((9.0, loose), (1.0, tight), (3.0, loose), (7.0, tight))
+    ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    got, workload = replayed(log, 3, DATA / "profiles" / "h200-llama3-8b.json", tmp_path)
+    assert [row["arrival_s"] for row in got] == [3.0, 7.0, 9.0]
+    [twin] = run_all([Spec(str(workload), "slo")], 1, None, keep=False)
+    found = {s.name: (s.real, s.twin) for s in shares(got, twin, load_workload(str(workload)).limits)}
+    assert list(found.values()) == [(2 / 3, 2 / 3), (1 / 2, 1.0), (1.0, 0.0)]
+    with pytest.raises(ValueError, match="4 requests of 5"):
+        replayed(log, 5, tmp_path / "p.json", tmp_path)
+
+
+def test_truth_reads_the_iterations_of_the_replay_alone(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("launched_s,duration_s\n0.0,0.5\n1.0,0.25\n2.0,0.125\n")
     assert read_iterations(log)["duration_s"].tolist() == [0.5, 0.25, 0.125]
@@ -101,8 +125,3 @@ def test_truth_reads_the_log_and_runs_the_workload_on_the_measured_profile(tmp_p
     log.write_text("launched_s,duration_s\n")
     with pytest.raises(ValueError, match="no iteration"):
         read_iterations(log)
-    given = tmp_path / "w.yaml"
-    given.write_text("profile: p\nseed: 3\n")
-    (tmp_path / "out").mkdir()
-    copy = with_profile(given, tmp_path / "measured.json", tmp_path / "out")
-    assert yaml.safe_load(copy.read_text()) == {"profile": str(tmp_path / "measured.json"), "seed": 3}

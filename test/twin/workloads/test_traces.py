@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sglang_slo.core.slo import GapRule
+from observed import make_record
+from sglang_slo.core.slo import GapRule, Slo
+from sglang_slo.observe import request_log
+from sglang_slo.observe.judge import judge
 from sglang_slo.twin import workloads
 from sglang_slo.twin.workloads.streams import Stream, WorkloadError
 from sglang_slo.twin.workloads.workload import load_workload
@@ -127,7 +134,7 @@ def test_classes_callers_and_prompts_come_along(tmp_path: Path) -> None:
         ("csv", "arrival_s,input_tokens,output_tokens\n1,2,3\n1,2,3.5\n", ":3: output_tokens"),
         ("aiperf", json.dumps({**AIPERF, "metrics": {}}), ":1: input_sequence_length"),
         ("request_log", json.dumps({**LOG, "tbt_limit_s": "soon"}), ":1: tbt_limit_s"),
-        ("request_log", json.dumps({**LOG, "gap_rule": "often"}), ":1: gap_rule"),
+        ("request_log", json.dumps({**LOG, "rule": "often"}), ":1: rule"),
         ("guidellm", json.dumps({"benchmarks": [{"requests": {"successful": [{}]}}]}), "prompt_tokens"),
         ("sharegpt", '[{"id": 1}]', r"\[0\].conversations"),
         ("bench_serving", json.dumps({"input_lens": [1], "output_lens": []}), "output_lens"),
@@ -165,7 +172,7 @@ def test_a_class_that_is_not_declared_and_lengths_without_times_are_refused(tmp_
 
 
 def test_a_request_log_replays_by_itself_with_its_limits(tmp_path: Path) -> None:
-    rows = [LOG, {**LOG, "arrival_s": 11.5, "ttft_limit_s": 2.0, "gap_rule": "PACE", "tbt_limit_s": None}]
+    rows = [LOG, {**LOG, "arrival_s": 11.5, "ttft_limit_s": 2.0, "rule": "paced", "tbt_limit_s": None}]
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n")
     got = load_workload(str(tmp_path / "log.jsonl"))
     assert got.arrival_s.tolist() == [0.0, 1.5]
@@ -173,6 +180,23 @@ def test_a_request_log_replays_by_itself_with_its_limits(tmp_path: Path) -> None
     assert [got.limits[c].ttft_s for c in got.class_id] == [0.5, 2.0]
     assert got.limits[1].gap_rule is GapRule.PACE
     assert (got.declared(0), got.callers) == (400, ["anna", "anna"])
+
+
+limits_s = st.sampled_from([math.inf, 0.05, 2.0])
+
+
+@given(limits_s, limits_s, limits_s, limits_s, st.sampled_from(GapRule), st.integers(-1, 1))
+def test_every_promise_that_a_server_logs_is_replayed(
+    ttft_s: float, tbt_s: float, tpot_s: float, e2e_s: float, rule: GapRule, importance: int
+) -> None:
+    """As the server itself writes it, so that the two cannot come apart."""
+    pause_s = 10 * tbt_s if rule is GapRule.P99 else math.inf
+    slo = Slo(ttft_s, tbt_s, "chat", tpot_s, e2e_s, rule, pause_s, importance)
+    record = make_record(0.1, (0.01,), slo)
+    with TemporaryDirectory() as folder:
+        log = Path(folder) / "log.jsonl"
+        log.write_text(json.dumps(request_log.row(record, judge(record), 0.0)) + "\n")
+        assert load_workload(str(log)).limits == [slo]
 
 
 def test_features_and_callers_are_drawn_and_repeat(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_slo.core.slo import GapRule, Slo
+from sglang_slo.observe.judge import RULE_NAMES
 from sglang_slo.twin.workloads.rows import Row, number, tokens, tokens_of
 from sglang_slo.twin.workloads.streams import BLOCK_TOKENS, WorkloadError
 
@@ -106,19 +107,19 @@ def _limits(row: dict[str, Any], path: Path, line: int) -> Slo:
         value = row.get(name)
         return math.inf if value is None else number(value, name, path, line)
 
-    rule = row.get("gap_rule", 0)
-    try:
-        gap_rule = GapRule[rule.upper()] if isinstance(rule, str) else GapRule(rule)
-    except (KeyError, ValueError):
-        names = ", ".join(r.name.lower() for r in GapRule)
-        raise WorkloadError(f"{path}:{line}: gap_rule: need one of {names}, got {rule!r}") from None
+    rules, rule = (
+        {name: rule for rule, name in RULE_NAMES.items()},
+        row.get("rule", RULE_NAMES[GapRule.EVERY]),
+    )
+    if not isinstance(rule, str) or rule not in rules:
+        raise WorkloadError(f"{path}:{line}: rule: need one of {', '.join(rules)}, got {rule!r}")
     return Slo(
         limit("ttft_limit_s"),
         limit("tbt_limit_s"),
         str(row.get("class") or "default"),
         limit("tpot_limit_s"),
         limit("e2e_limit_s"),
-        gap_rule,
-        limit("max_pause_s"),
+        rules[rule],
+        limit("max_pause_limit_s"),
         int(number(row.get("importance", 0), "importance", path, line, low=-math.inf, whole=True)),
     )
