@@ -20,6 +20,7 @@ declare -A needs=(
     [trace]="opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2 opentelemetry-exporter-otlp-proto-grpc==1.45.2"
     [browser]="playwright==1.65.2" # drives the Chromium of the machine
     [kubernetes]="kubernetes-validate==1.37.0"
+    [ray]="ray[serve]==2.60.0"
 )
 
 say() { echo "[field] $*" >&2; }

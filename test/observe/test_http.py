@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.testclient import TestClient
 from observed import make_record
 
@@ -139,3 +139,47 @@ def test_page_is_self_contained(client: TestClient) -> None:
     outside = [url for url in re.findall(r"https?://[^\s\"']+", answer.text) if "w3.org" not in url]
     assert not outside
     assert not re.findall(r"(?:src|href)=", answer.text)
+
+
+@pytest.fixture
+def loads(schedulers: Schedulers) -> Iterator[TestClient]:
+    app = FastAPI()
+
+    @app.get("/v1/loads")
+    async def of_sglang() -> str:
+        return "not this one"
+
+    async def loads(dp_rank: int | None, include: str | None, format: str | None) -> Any:
+        ranks = [{"dp_rank": rank, "num_waiting_reqs": 7} for rank in (0, 1, 2)]
+        return Response("text") if format == "prometheus" else {"version": "1", "loads": ranks}
+
+    http.add_routes(app, schedulers, loads)
+    with TestClient(app) as client:
+        yield client
+
+
+NOW = {"headroom": {"chat": {"tokens_per_s": 5.0, "kv_tokens": 6}}, "backlog_tokens": 30, "running": 2}
+
+
+def test_loads_tell_the_headroom_of_each_rank_beside_sglangs_figures(
+    loads: TestClient, schedulers: Schedulers
+) -> None:
+    schedulers.states = [{"slo": {"dp_rank": 1, "now": NOW}}, {"slo": {"dp_rank": 2, "now": None}}, {}]
+    told = loads.get("/v1/loads").json()
+    own = {"num_waiting_reqs": 7}
+    slo = {name: NOW[name] for name in ("headroom", "backlog_tokens")}
+    assert told == {
+        "version": "1",
+        "loads": [{"dp_rank": 0, **own}, {"dp_rank": 1, **own, "slo": slo}, {"dp_rank": 2, **own}],
+    }
+    assert loads.get("/v1/loads?format=prometheus").text == "text"
+
+
+def test_loads_come_without_headroom_where_a_scheduler_is_silent(
+    loads: TestClient, schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "LOADS_PATIENCE_S", 0.05)
+    schedulers.silent = True
+    assert [set(load) for load in loads.get("/v1/loads").json()["loads"]] == 3 * [
+        {"dp_rank", "num_waiting_reqs"}
+    ]

@@ -29,6 +29,7 @@ class Gauges:
 
     running: int = 0  # requests decoding
     queued: Mapping[str, int] = field(default_factory=dict)  # waiting requests by class
+    backlog_tokens: int = 0  # prefill that waits, that of a half-prefilled request included
     oldest_waiting_s: float = 0.0  # how long one of them has been without a token, at most
     parked: int = 0  # half-prefilled requests set aside
     preempted: int = 0  # requests taken out while decoding, waiting to come back

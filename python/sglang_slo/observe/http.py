@@ -4,12 +4,15 @@ The figures live in the scheduler processes; they come by SGLang's own internal-
 data-parallel replica. All viewers share one call at most every `FRESH_S`, so that watching costs the
 schedulers the same however many watch, and a scheduler that does not answer costs a viewer `PATIENCE_S`, not
 forever.
+
+SGLang's own `GET /v1/loads` tells headroom beside its figures, from the same shared call.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
@@ -26,6 +29,8 @@ from sglang_slo.observe.window import ALL_CLASSES
 PAGE = "/slo"
 FRESH_S = 0.5
 PATIENCE_S = 5.0
+LOADS = "/v1/loads"  # SGLang's, where routers look
+LOADS_PATIENCE_S = 1.0  # routers ask often: later than that they get SGLang's own answer alone
 OFF = "the deadline scheduler is switched off (--slo-policy off): stock SGLang schedules"
 NOT_COVERED = "stock SGLang schedules: the server runs in a mode that the deadline scheduler does not cover"
 
@@ -35,6 +40,7 @@ _COUNTED = ("judged", "attained", "finished", "arrived", "without_limits")
 ADDED = (*_COUNTED, "goodput_rps", "goodput_tokens_per_s", "throughput_rps")  # add up over replicas
 
 InternalStates = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
+Loads = Callable[[int | None, str | None, str | None], Awaitable[Any]]  # dp_rank, include, format
 
 
 class SharedCall:
@@ -149,8 +155,18 @@ async def _sglang_states() -> Sequence[dict[str, Any]]:
     return states
 
 
-def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
-    """Add `/slo/status` and `/slo` to SGLang's app; settings are read from the environment. Idempotent."""
+async def sglang_loads(dp_rank: int | None, include: str | None, format: str | None) -> Any:
+    """SGLang's own answer of `/v1/loads`."""
+    from sglang.srt.entrypoints import v1_loads
+
+    return await v1_loads.get_loads(dp_rank, include, format, v1_loads._get_tokenizer_manager())
+
+
+def add_routes(app: FastAPI, states: InternalStates = _sglang_states, loads: Loads | None = None) -> None:
+    """Add `/slo/status` and `/slo` to SGLang's app, with `loads` also our `/v1/loads`. Idempotent.
+
+    Settings are read from the environment.
+    """
     if any(getattr(route, "path", None) == "/slo/status" for route in app.routes):
         return
     shared = SharedCall(states)
@@ -170,6 +186,33 @@ def add_routes(app: FastAPI, states: InternalStates = _sglang_states) -> None:
     @app.get(PAGE, response_class=HTMLResponse)
     async def slo_page() -> HTMLResponse:
         return HTMLResponse(page)
+
+    if loads is not None:
+        _add_loads(app, loads, shared)
+
+
+def _add_loads(app: FastAPI, loads: Loads, shared: SharedCall) -> None:
+    """Add `/v1/loads`, before SGLang's own, whose answer is `loads`."""
+
+    @app.get(LOADS)
+    async def slo_loads(
+        dp_rank: int | None = None, include: str | None = None, format: str | None = None
+    ) -> Any:
+        answer = await loads(dp_rank, include, format)
+        if isinstance(answer, dict):
+            with suppress(Exception):  # SGLang's own answer stands, whatever becomes of ours
+                _tell_headroom(answer["loads"], await asyncio.wait_for(shared.result(), LOADS_PATIENCE_S))
+        return answer
+
+    app.router.routes.insert(0, app.router.routes.pop())  # the first that matches answers
+
+
+def _tell_headroom(loads: Sequence[dict[str, Any]], states: Sequence[dict[str, Any]]) -> None:
+    """Add `slo` to each data-parallel rank's load: headroom by class, and the prefill that waits."""
+    now = {s["slo"].get("dp_rank", 0): s["slo"].get("now") for s in states if s.get("slo")}
+    for load in loads:
+        if now.get(load["dp_rank"]):
+            load["slo"] = {name: now[load["dp_rank"]][name] for name in ("headroom", "backlog_tokens")}
 
 
 def open_page() -> None:

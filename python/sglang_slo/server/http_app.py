@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_slo.config import SloConfig
 from sglang_slo.observe import metrics
-from sglang_slo.observe.http import add_routes, open_page
+from sglang_slo.observe.http import add_routes, open_page, sglang_loads
 from sglang_slo.server import contract, verdicts
 from sglang_slo.server.ingress import Ingress
 
@@ -33,7 +33,7 @@ def prepare(app: Any, config: SloConfig) -> None:
     """
     from starlette.middleware import Middleware
 
-    add_routes(app)
+    add_routes(app, loads=None if config.policy == "off" else sglang_loads)
     open_page()
     if config.policy == "off":
         return

@@ -82,6 +82,7 @@ class GaugeReader:
         return Gauges(
             running=len(decoding),
             queued=Counter(req.slo.slo_class for req in waiting),
+            backlog_tokens=self.backlog_tokens(rows),
             oldest_waiting_s=now_s - since_s,
             parked=sum(getattr(req, "slo_parked", 0) > 0 for req in waiting),
             preempted=sum(req.retraction_count > 0 for req in waiting),
@@ -97,6 +98,14 @@ class GaugeReader:
             lengths=length_figures(self._lengths),
             headroom=self.headroom(decoding, kv, rows),
         )
+
+    def backlog_tokens(self, waiting: np.ndarray) -> int:
+        """Prefill that is still to be done of those who wait, and of the request whose prompt is half computed."""
+        table, cut = self._ports.requests.table, self._ports.waiting.cut
+        rows = (
+            [] if cut is None else [row for row in self._ports.rows([cut]) if row >= 0 and row not in waiting]
+        )
+        return int(table.prefill_tokens(np.concatenate([waiting, np.asarray(rows, np.int64)])).sum())
 
     def decoding_rows(self) -> np.ndarray:
         """Rows of all requests that decode, int[n], a part that was launched alone included."""
