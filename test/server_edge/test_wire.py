@@ -91,9 +91,22 @@ def test_every_field_that_the_check_passes_over_exists_in_sglang() -> None:
         ({}, {"logprob_start_len": -2}, "logprob_start_len"),
         ({"min_new_tokens": 0, "stream_interval": -1}, {}, "sampling_params.stream_interval"),
         ({"sampling_seed": 2**63}, {}, "sampling_params.sampling_seed"),
+        ({"top_k": 2**31}, {}, "sampling_params.top_k"),
         ({"logit_bias": {"5": float("nan")}}, {}, "logit_bias"),
         ({"logit_bias": {"5": 3e38}}, {}, "logit_bias"),
         ({"repetition_penalty": 1e-45}, {}, "repetition_penalty"),
+        ({}, {"logprob_start_len": 1.5}, "logprob_start_len"),
+        ({}, {"token_ids_logprob": ["a"]}, "token_ids_logprob"),
+        # one of a list for each of several prompts, with one prompt alone
+        ({}, {"top_logprobs_num": [1]}, "top_logprobs_num"),
+        ({}, {"logprob_start_len": [0]}, "logprob_start_len"),
+        ({}, {"token_ids_logprob": [[1]]}, "token_ids_logprob"),
+        ({}, {"return_logprob": [True]}, "return_logprob"),
+        ({}, {"return_hidden_states": [True]}, "return_hidden_states"),
+        ({}, {"custom_logit_processor": ["x"]}, "custom_logit_processor"),
+        ({}, {"lora_id": ["x"]}, "lora_id"),
+        ({}, {"priority": "1"}, "priority"),
+        ({}, {"bootstrap_room": ["x"]}, "bootstrap_room"),
     ],
 )
 def test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name(
@@ -105,13 +118,18 @@ def test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name(
     assert caught.value.field.startswith(named), caught.value
 
 
+def test_a_least_length_that_no_tensor_holds_is_refused_by_name(pickled: bool) -> None:
+    manager, request = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY)), tokenized()
+    request.sampling_params.min_new_tokens = 2**31  # SGLang takes it beside a maximum as large
+    with pytest.raises(FieldError, match="min_new_tokens"):
+        checked(lambda *_: request, manager, GenerateReqInput(input_ids=[1]))
+
+
 @pytest.mark.parametrize(
     ("params", "fields", "named"),
     [
         ({"custom_params": {"a": {"b": {"c": 1}}}}, {}, "sampling_params.custom_params"),
         ({"custom_params": {"slo": WIRE, "a": [[1]]}}, {}, "sampling_params.custom_params"),
-        ({}, {"logprob_start_len": 1.5}, "logprob_start_len"),
-        ({}, {"token_ids_logprob": ["a"]}, "token_ids_logprob"),
     ],
 )
 def test_as_msgpack_the_scheduler_reads_by_type(

@@ -18,7 +18,14 @@ from sglang_slo.server.limits import Limited
 from sglang_slo.server.visit import VISIT
 
 MAX_PARALLEL = 4096  # `n`: SGLang makes a list of so many requests before it looks at any
-INT64 = 2**63 - 1
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+# (sampling parameter, least, most, bits): what SGLang makes tensors of without a look, for a whole batch at once
+INTEGERS = (
+    ("sampling_seed", -INT64, INT64, 64),
+    ("stream_interval", 1, INT64, 64),
+    ("top_k", -1, INT32, 32),
+    ("min_new_tokens", 0, INT32, 32),
+)
 # Logits are divided by the penalty and by the temperature (1e-6 and more) in float32: what becomes infinite there ends
 # the scheduler when it samples.
 MIN_PENALTY, MAX_BIAS = 1e-6, 1e30
@@ -66,13 +73,11 @@ def _numbers(tokenized: Any, vocabulary: int) -> None:
     start = getattr(tokenized, "logprob_start_len", None)
     if isinstance(start, int) and start < -1:
         raise FieldError("logprob_start_len", f"need -1 or more, got {shown(start)}")
-    for name in ("sampling_seed", "stream_interval"):
+    for name, low, high, bits in INTEGERS:
         value = getattr(params, name)
-        low = 1 if name == "stream_interval" else -INT64
-        if value is not None and isinstance(value, int) and not low <= value <= INT64:
-            raise FieldError(
-                f"sampling_params.{name}", f"need an integer of at least {low} in 64 bits, got {shown(value)}"
-            )
+        if value is not None and isinstance(value, int) and not low <= value <= high:
+            problem = f"need an integer of at least {low} in {bits} bits, got {shown(value)}"
+            raise FieldError(f"sampling_params.{name}", problem)
     if isinstance(params.repetition_penalty, float) and params.repetition_penalty < MIN_PENALTY:
         shown_penalty = shown(params.repetition_penalty)
         raise FieldError(

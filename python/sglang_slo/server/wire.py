@@ -5,8 +5,9 @@ the types of its structs: there a `WireSlo` would become a plain map, which a cl
 beside the request: pickled, in a field that only SGLang's own process fills (`time_stats`, whose content is
 kept), and is put back where the scheduler unwraps that field, on every rank.
 
-Sampling parameters of another type than SGLang's struct says (`skip_special_tokens: 9223372036854775807`) end whoever
-works with them first, detokenizer or scheduler; as msgpack, any field does. `check` reads a request as they will.
+Parameters of another type than SGLang's struct says (`skip_special_tokens: 9223372036854775807`, or a list of
+`top_logprobs_num` with a single prompt) end whoever works with them first, detokenizer or scheduler. `check` reads a request
+as they will.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from sglang.srt.managers import io_struct
 
-from sglang_slo.server.errors import FieldError
+from sglang_slo.server.errors import FieldError, shown
 from sglang_slo.server.limits import WireSlo
 
 # Not from a client as they stand at the time of the check, or a flat array of integers already.
@@ -82,6 +84,28 @@ def check(request: Any) -> None:
             msgspec.msgpack.decode(data, type=kind, dec_hook=io_struct.dec_hook)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise FieldError(*_named(request, bare, str(error))) from error
+    if io_struct._USE_PICKLE_IPC:
+        _check_plain(request)
+
+
+def _check_plain(request: Any) -> None:
+    """Raises FieldError for a field that a client wrote, and that has another type than SGLang's struct says.
+
+    Pickled, nothing else would look at them. A value of a class of SGLang's own is not a client's.
+    """
+    for name, kind in _field_types(type(request)):
+        value = getattr(request, name)
+        if isinstance(value, bool | int | float | str | list | dict):
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                raise FieldError(name, f"{str(error)[:200]}: {shown(value)}") from error
+
+
+@lru_cache(maxsize=8)
+def _field_types(struct: type[Any]) -> list[tuple[str, Any]]:
+    skip = {*_UNCHECKED, "sampling_params"}
+    return [(field.name, field.type) for field in msgspec.structs.fields(struct) if field.name not in skip]
 
 
 def _apart(params: Any) -> tuple[Any, WireSlo | None]:
