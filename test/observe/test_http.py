@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Response
 from fastapi.testclient import TestClient
-from observed import make_record
 
+from observed import make_record
 from sglang_slo import clock
 from sglang_slo.config import ENV, SloConfig
 from sglang_slo.core.slo import Slo, SloClass

@@ -8,8 +8,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from observed import make_record
 
+from observed import make_record
 from sglang_slo.core.slo import GapRule, Slo
 from sglang_slo.observe.judge import answer, judge
 

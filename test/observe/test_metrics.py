@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from observed import make_record
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from observed import make_record
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import GapRule, Slo, SloClass
 from sglang_slo.observe import metric_names as names

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from observed import make_record
 
+from observed import make_record
 from sglang_slo.config import SloConfig
 from sglang_slo.core.slo import Slo
 from sglang_slo.observe.gauges import Gauges, Headroom

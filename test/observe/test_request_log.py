@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observed import make_record
 
+from observed import make_record
 from sglang_slo.core.slo import Slo
 from sglang_slo.observe import request_log
 from sglang_slo.observe.judge import judge

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from observed import make_record
 
+from observed import make_record
 from sglang_slo.core.slo import Slo
 from sglang_slo.observe.judge import judge
 from sglang_slo.observe.window import ALL_CLASSES, MAX_CLASSES, OTHER_CLASSES, SlidingWindow, Tally, Windows
