@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sglang.srt.managers.io_struct import GenerateReqInput
 
 from campaign.serving import Answer, Check, Client, serving
 from sglang_slo.cpu.demo_model import demo_model_path
@@ -61,10 +64,15 @@ PARAMS = (
     "json_schema", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "custom_params", "min_p",
     "ignore_eos", "skip_special_tokens", "no_stop_trim", "stop_regex",
 )  # fmt: skip
+# all that SGLang reads of a request, and what the endpoints add
 FIELDS = (
-    "rid", "stream", "return_logprob", "logprob_start_len", "top_logprobs_num", "token_ids_logprob", "lora_path", "slo",
-    "priority", "input_ids", "session_params", "return_hidden_states", "custom_logit_processor", "text", "metadata", "user",
-)  # fmt: skip
+    *(f.name for f in dataclasses.fields(GenerateReqInput)),
+    "slo",
+    "metadata",
+    "user",
+    "custom_labels",
+    "service_tier",
+)
 # what ends stock SGLang too, and is looked at on its own: ids that the model does not have
 DEADLY = {"input_ids", "label_token_ids"}
 
@@ -142,7 +150,7 @@ def fuzz(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> lis
         with serving("slo", FLAGS, folder / f"fuzz-{len(seen.deaths)}.log") as server:
             left = asyncio.run(send_fuzzed(server.url, rng, left, seen, say))
     worse = _stock_is_better(folder, seen.failed)
-    deaths = "; ".join(f"one of: {' | '.join(str(s) for s in last[:3])}" for last in seen.deaths[:3])
+    deaths = "; ".join(f"one of: {' | '.join(str(s) for s in last)}" for last in seen.deaths[:3])
     return [
         Check(
             "fuzz: the server lives",

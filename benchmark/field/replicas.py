@@ -3,8 +3,8 @@
     scripts/run.sh -- benchmark/field/replicas.py --write docs/replicas.md
 
 Starts two real servers with the demo model, and in front of them Ray Serve with `deploy/ray` (both ways of choosing at once,
-under two paths) and SGLang's router. The load is skewed: every second request has a long prompt and is in a hurry, so that round
-robin puts all of those on one replica. Rounds alternate between the two ways.
+under two paths) and SGLang's router. The load is skewed: every second request has a long prompt and is in a hurry, so that
+round robin puts all of those on one replica. Rounds alternate between the two ways.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FLAGS = ["--sleep-on-idle", "--served-model-name", "demo", "--max-total-tokens",
 
 @dataclass(frozen=True)
 class Load:
-    """One round: `count` requests, `gap_s` apart; every second is tight and long. Limits in ms, lengths in characters, tokens."""
+    """One round: `count` requests, `gap_s` apart; every second is tight and long. Limits in ms, prompts in characters."""
 
     count: int = 80
     gap_s: float = 0.2
@@ -77,8 +77,8 @@ class Load:
         """In a sentence."""
         return (
             f"Rounds of {self.count} requests, {self.gap_s:g} s apart. Every second, of class `{TIGHT}`, has "
-            f"{self.tight_chars} characters and asks for {self.tight_tokens} tokens, the first within {self.tight_ttft_ms} ms, "
-            f"no gap above {self.tight_tbt_ms} ms; the others have {self.loose_chars} and ask for {self.loose_tokens}, "
+            f"{self.tight_chars} characters and asks for {self.tight_tokens} tokens, "
+            f"the first within {self.tight_ttft_ms} ms, no gap above {self.tight_tbt_ms} ms; the others have {self.loose_chars} and ask for {self.loose_tokens}, "
             f"within {self.loose_ttft_ms / 1e3:g} s. In turns, all of the former come to one replica. "
             f"Attained, of {self.count // 2} of class `{TIGHT}`, as the servers judged:"
         )
@@ -136,7 +136,9 @@ def router(workers: list[str], folder: Path) -> Iterator[str]:
     command += ["--port", str(port), "--host", "127.0.0.1", "--policy", "round_robin"]
     command += ["--prometheus-port", str(free_port())]
     url = f"http://127.0.0.1:{port}"
-    with running(command, url + "/readiness", folder / "router.log"):  # it answers before it knows its workers
+    with running(
+        command, url + "/readiness", folder / "router.log"
+    ):  # it answers before it knows its workers
         yield url
 
 
