@@ -78,7 +78,8 @@ class Load:
         return (
             f"Rounds of {self.count} requests, {self.gap_s:g} s apart. Every second, of class `{TIGHT}`, has "
             f"{self.tight_chars} characters and asks for {self.tight_tokens} tokens, "
-            f"the first within {self.tight_ttft_ms} ms, no gap above {self.tight_tbt_ms} ms; the others have {self.loose_chars} and ask for {self.loose_tokens}, "
+            f"the first within {self.tight_ttft_ms} ms, no gap above {self.tight_tbt_ms} ms; "
+            f"the others have {self.loose_chars} and ask for {self.loose_tokens}, "
             f"within {self.loose_ttft_ms / 1e3:g} s. In turns, all of the former come to one replica. "
             f"Attained, of {self.count // 2} of class `{TIGHT}`, as the servers judged:"
         )
