@@ -43,8 +43,9 @@ LIMITS = (
     {"ttft_ms": 20000, "tbt_ms": 1000},
     {"ttft_ms": 1, "tbt_ms": 1},
 )
-ROOMY = ["--max-total-tokens", "20000", "--enable-return-hidden-states"]
-TIGHT = ["--max-total-tokens", "900", "--chunked-prefill-size", "64", "--enable-return-hidden-states"]
+# SGLang returns hidden states of the last piece of a prompt only: both cut at the same places
+SAME = ["--chunked-prefill-size", "64", "--enable-return-hidden-states"]
+ROOMY, TIGHT = (["--max-total-tokens", tokens, *SAME] for tokens in ("20000", "900"))
 BOLD = ["--slo-kv", "stock", "--schedule-conservativeness", "0.05", "--slo-max-preemptions", "50"]
 WAYS = {
     "swap": ["--slo-preempt", "swap", "--slo-host-kv-gb", "0.02"],
