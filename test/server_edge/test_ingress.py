@@ -126,6 +126,16 @@ def test_an_answer_that_comes_before_the_model_is_asked_is_refused_as_well(limit
     assert sent[0]["status"] == 400
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_body_too_deep_to_be_quoted_is_a_400(path: str) -> None:
+    class Quotes(Behind):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise RecursionError
+
+    start, body = call(Quotes(), path, [b"{}"], {})
+    assert start["status"] == 400 and b"nested too deeply" in body["body"]
+
+
 @pytest.mark.parametrize("status", [200, 400, 500])
 def test_what_does_not_ask_the_model_is_left_alone(status: int) -> None:
     sent = call(Behind(status=status, asks=False), "/v1/tokenize", [b"{}"], {"x-slow": "1"})

@@ -22,6 +22,7 @@ from sglang_slo.server.headers import Gathered
 from sglang_slo.server.limits import NOTHING, LimitError, Limits
 
 PREFIX = "slo_"  # of keys in metadata and custom_labels
+MOST_LEVELS = 500  # of nested lists and objects, that Python can be sure to work with
 LABELS = ("metadata", "custom_labels")
 
 
@@ -117,7 +118,9 @@ def _deep(body: bytes) -> Any:
     except ValueError:
         return None
     if isinstance(request, dict) and any(_speaks(key) for key in _keys(request)):
-        raise LimitError("slo", "the body is nested too deeply to read its limits; need at most 500 levels")
+        raise LimitError(
+            "slo", f"the body is nested too deeply to read its limits; need at most {MOST_LEVELS} levels"
+        )
     return None
 
 

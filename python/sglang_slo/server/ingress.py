@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from sglang_slo.config import SloConfig
+from sglang_slo.server.body import MOST_LEVELS
 from sglang_slo.server.errors import FieldError
 from sglang_slo.server.refusals import Send, refuse, turn_away
 from sglang_slo.server.verdicts import LastEvent
@@ -36,7 +37,10 @@ class Ingress:
         token = VISIT.set(visit)
         try:
             await self.app(scope, visit.listening(receive), answer.send)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, RecursionError) and not visit.reached and visit.refused is None:
+                # SGLang quotes the body that it refuses, and Python cannot
+                visit.refused = FieldError("body", f"nested too deeply; need at most {MOST_LEVELS} levels")
             if not await answer.replaced():
                 raise
         finally:
