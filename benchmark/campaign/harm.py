@@ -24,7 +24,7 @@ from campaign.serving import Answer, Check, Client, Serving, serving
 SMALL = ["--max-total-tokens", "4000"]
 DISK = "96k"  # of the disk that fills up
 STOP_S = 5.0
-END_S = 60.0  # a server without one of its processes has ended by then
+END_S = 120.0  # a server without one of its processes has ended by then; SGLang waits a minute for dumps of the GPU's memory
 
 
 def crowd(folder: Path, count: int = 5000) -> Check:

@@ -93,7 +93,8 @@ def _check_plain(request: Any) -> None:
 
     Pickled, nothing else would look at them. A value of a class of SGLang's own is not a client's.
     """
-    for name, kind in _field_types(type(request)):
+    struct: Any = type(request)
+    for name, kind in _field_types(struct):
         value = getattr(request, name)
         if isinstance(value, bool | int | float | str | list | dict):
             try:
@@ -103,7 +104,7 @@ def _check_plain(request: Any) -> None:
 
 
 @lru_cache(maxsize=8)
-def _field_types(struct: type[Any]) -> list[tuple[str, Any]]:
+def _field_types(struct: type[msgspec.Struct]) -> list[tuple[str, Any]]:
     skip = {*_UNCHECKED, "sampling_params"}
     return [(field.name, field.type) for field in msgspec.structs.fields(struct) if field.name not in skip]
 
