@@ -67,4 +67,16 @@ KNOWN: dict[str, str] = {
     "tokenizer workers that start on a busy machine": (
         "server_edge/test_workers.py::test_workers_are_given_time_to_start_unless_the_operator_says_how_much"
     ),
+    "one of a list for each of several prompts (`top_logprobs_num`), with one prompt alone": (
+        "server_edge/test_wire.py::test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name"
+    ),
+    "a number that no tensor holds (`top_k`), which took the neighbours in its batch with it": (
+        "server_edge/test_wire.py::test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name"
+    ),
+    "a body so deep that SGLang cannot quote it": (
+        "server_edge/test_ingress.py::test_a_body_too_deep_to_be_quoted_is_a_400"
+    ),
+    "a request log with paces and percentiles, replayed in the twin": (
+        "twin/workloads/test_traces.py::test_every_promise_that_a_server_logs_is_replayed"
+    ),
 }

@@ -21,6 +21,7 @@ declare -A needs=(
     [browser]="playwright==1.65.2" # drives the Chromium of the machine
     [kubernetes]="kubernetes-validate==1.37.0"
     [ray]="ray[serve]==2.60.0"
+    [docs]="mkdocs-material==9.8.2 mkdocs==1.6.1"
 )
 
 say() { echo "[field] $*" >&2; }
