@@ -114,6 +114,14 @@ def test_metrics_stand_beside_sglangs_own(url: str) -> None:
     assert any(line.startswith("sglang_slo_headroom_tokens_per_second{") for line in lines)
 
 
+def test_loads_tell_headroom_by_class_beside_sglangs_own(url: str) -> None:
+    (load,) = requests.get(url + "/v1/loads", timeout=20).json()["loads"]
+    assert {"num_running_reqs", "num_waiting_reqs"} <= load.keys()
+    assert load["slo"]["backlog_tokens"] == 0 and load["slo"]["headroom"]["easy"]["tokens_per_s"] > 0
+    plain = requests.get(url + "/v1/loads?format=prometheus", timeout=20)
+    assert plain.headers["content-type"].startswith("text/plain") and "sglang" in plain.text
+
+
 def test_page_is_served(url: str) -> None:
     assert "<title>sglang-slo</title>" in requests.get(url + "/slo", timeout=20).text
 

@@ -126,13 +126,23 @@ def test_an_answer_that_comes_before_the_model_is_asked_is_refused_as_well(limit
     assert sent[0]["status"] == 400
 
 
+class Quotes(Behind):
+    """It reads the body, and fails at telling what is wrong with it."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        raise RecursionError
+
+
+def test_a_recursion_that_the_body_did_not_cause_is_no_fault_of_the_client() -> None:
+    with pytest.raises(RecursionError):
+        call(Quotes(), "/generate", [b"{}"], {})
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_body_too_deep_to_be_quoted_is_a_400(path: str) -> None:
-    class Quotes(Behind):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            raise RecursionError
-
-    start, body = call(Quotes(), path, [b"{}"], {})
+    start, body = call(Quotes(), path, [b"[" * 300, b"[" * 300], {})
     assert start["status"] == 400 and b"nested too deeply" in body["body"]
 
 

@@ -125,6 +125,22 @@ def test_a_least_length_that_no_tensor_holds_is_refused_by_name(pickled: bool) -
         checked(lambda *_: request, manager, GenerateReqInput(input_ids=[1]))
 
 
+ODD = (True, -1, 2**70, 1e308, float("nan"), "", [], {}, [[]], [None], {"a": {"b": []}}, [1], [[1]], ["a"])
+
+
+@pytest.mark.parametrize("struct", [TokenizedGenerateReqInput, io_struct.TokenizedEmbeddingReqInput])
+def test_whatever_a_field_holds_it_is_refused_by_name_or_passes(struct: Any) -> None:
+    for name, _ in wire._field_types(struct):
+        for value in ODD:
+            request = SimpleNamespace(
+                **{other: None for other, _ in wire._field_types(struct)} | {name: value}
+            )
+            try:
+                wire.check_plain(struct, request)
+            except FieldError as error:
+                assert error.field == name
+
+
 @pytest.mark.parametrize(
     ("params", "fields", "named"),
     [

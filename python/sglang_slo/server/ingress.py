@@ -38,7 +38,7 @@ class Ingress:
         try:
             await self.app(scope, visit.listening(receive), answer.send)
         except Exception as error:
-            if isinstance(error, RecursionError) and not visit.reached and visit.refused is None:
+            if isinstance(error, RecursionError) and not visit.reached and visit.opens(MOST_LEVELS):
                 # SGLang quotes the body that it refuses, and Python cannot
                 visit.refused = FieldError("body", f"nested too deeply; need at most {MOST_LEVELS} levels")
             if not await answer.replaced():

@@ -50,6 +50,10 @@ class Visit:
     _arrived_s: float | None = None
     _chunks: list[bytes] = field(default_factory=list)
 
+    def opens(self, levels: int) -> bool:
+        """Whether the body, as far as it is kept, opens more lists and objects than that: only then can it be so deep."""
+        return sum(chunk.count(b"[") + chunk.count(b"{") for chunk in self._chunks) > levels
+
     def listening(self, receive: Receive) -> Receive:
         """`receive` that keeps the body as it passes, and notes when it was complete."""
         keep = not any(k == b"content-type" and v.startswith(b"multipart/") for k, v in self.headers)

@@ -85,15 +85,14 @@ def check(request: Any) -> None:
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise FieldError(*_named(request, bare, str(error))) from error
     if io_struct._USE_PICKLE_IPC:
-        _check_plain(request)
+        check_plain(type(request), request)
 
 
-def _check_plain(request: Any) -> None:
-    """Raises FieldError for a field that a client wrote, and that has another type than SGLang's struct says.
+def check_plain(struct: Any, request: Any) -> None:
+    """Raises FieldError for a field that a client wrote, and that has another type than SGLang's `struct` says.
 
     Pickled, nothing else would look at them. A value of a class of SGLang's own is not a client's.
     """
-    struct: Any = type(request)
     for name, kind in _field_types(struct):
         value = getattr(request, name)
         if isinstance(value, bool | int | float | str | list | dict):

@@ -174,8 +174,10 @@ class Pool:
             remaining = int(table.declared_tokens[row] - table.output_tokens[row])
         elif self.rule == "full":
             remaining = pages.growth(context, remaining, table.page_tokens)
-        final = table.preemptions[row] >= max(table.max_preemptions, 1)
-        declared = max(int(table.declared_tokens[row] - table.output_tokens[row]), 1) if final else 0
+        declared = 0
+        if table.preemptions[row]:  # else it can be preempted
+            rows = np.array([row])
+            declared = int(table.declared_remaining(rows)[0]) if table.non_preemptible(rows)[0] else 0
         first = pages.growth(context, 1, table.page_tokens)
         window = 0
         if self.window is not None:

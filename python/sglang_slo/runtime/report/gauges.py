@@ -102,10 +102,9 @@ class GaugeReader:
     def backlog_tokens(self, waiting: np.ndarray) -> int:
         """Prefill that is still to be done of those who wait, and of the request whose prompt is half computed."""
         table, cut = self._ports.requests.table, self._ports.waiting.cut
-        rows = (
-            [] if cut is None else [row for row in self._ports.rows([cut]) if row >= 0 and row not in waiting]
-        )
-        return int(table.prefill_tokens(np.concatenate([waiting, np.asarray(rows, np.int64)])).sum())
+        if cut is not None and cut.slo_row >= 0 and cut.slo_row not in waiting:
+            waiting = np.append(waiting, cut.slo_row)
+        return int(table.prefill_tokens(waiting).sum())
 
     def decoding_rows(self) -> np.ndarray:
         """Rows of all requests that decode, int[n], a part that was launched alone included."""
@@ -141,7 +140,8 @@ class GaugeReader:
         lately = self._lately(agreed.now_s)
         coming = lately[ALL_CLASSES]["prefill_tokens_per_s"]
         backlog = int(table.prefill_tokens(waiting).sum())
-        busy_tokens_per_s = coming + backlog / BACKLOG_S
+        busy_tokens_per_s = coming + self.backlog_tokens(waiting) / BACKLOG_S
+        # the half-prefilled one's KV is in the forecast
         spare_kv = max(kv["capacity"] - kv["reserve"] - kv["forecast_peak"] - backlog, 0)
         base = decode_shape(len(decoding), int(table.context_tokens(decoding).sum()), beside_prefill=True)
         found = {}

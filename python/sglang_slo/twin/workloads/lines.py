@@ -107,10 +107,8 @@ def _limits(row: dict[str, Any], path: Path, line: int) -> Slo:
         value = row.get(name)
         return math.inf if value is None else number(value, name, path, line)
 
-    rules, rule = (
-        {name: rule for rule, name in RULE_NAMES.items()},
-        row.get("rule", RULE_NAMES[GapRule.EVERY]),
-    )
+    rules = {name: rule for rule, name in RULE_NAMES.items()}
+    rule = row.get("rule", RULE_NAMES[GapRule.EVERY])
     if not isinstance(rule, str) or rule not in rules:
         raise WorkloadError(f"{path}:{line}: rule: need one of {', '.join(rules)}, got {rule!r}")
     return Slo(
