@@ -89,8 +89,10 @@ def _server(r: dict[str, Any]) -> str:
     rows = [
         (c["name"], words[c["held"]], c["detail"].replace("|", "/").replace("\n", " ")) for c in r["checks"]
     ]
-    head = f"## A real server on a CPU, seed {r['seed']}, {r['minutes']:.0f} minutes"
-    return "\n".join([head, "", _table(["what was done", "", "seen"], rows), ""])
+    took = f", {r['minutes']:.0f} minutes" if "minutes" in r else ""
+    head = f"## A real server on a CPU, seed {r['seed']}{took}"
+    note = [r["note"], ""] if "note" in r else []  # of runs that were put together
+    return "\n".join([head, "", *note, _table(["what was done", "", "seen"], rows), ""])
 
 
 def _table(head: list[str], rows: list[tuple[Any, ...]]) -> str:

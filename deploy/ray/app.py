@@ -1,7 +1,7 @@
 """Ray Serve in front of ordinary servers: each request to a replica that can still keep its limits.
 
     python deploy/ray/start.py --port 8000 --servers http://10.0.0.1:30000 http://10.0.0.2:30000
-    serve run deploy.ray_config.yaml               # or Ray's own way: `import_path: app:build`
+    python deploy/ray/start.py --port 8000 --replicas 2 -- ./scripts/serve.sh
 
     client -> Ingress (any path) -> DeadlineRouter (Ray's request router: `choice.py`) -> Server (an actor beside each server)
 
