@@ -39,7 +39,7 @@ def twin(args: argparse.Namespace) -> int:
         tuple(args.wire),
         args.worlds,
     )
-    findings = campaign(order, _say)
+    findings = campaign(order, _say, lambda so_far: _write(args.json, so_far.plain()))
     _write(args.json, findings.plain())
     for broken in findings.breaks[: args.show]:
         print(

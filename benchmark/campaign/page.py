@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from campaign.known import KNOWN
+from campaign.script import Tally
 
 HEAD = """# The soundness campaign
 
@@ -17,21 +18,24 @@ files of its runs; the same seed does the same to the scheduler again (`--help` 
 
 def page(results: list[dict[str, Any]]) -> str:
     """The page's Markdown."""
-    parts = [HEAD]
-    for result in results:
-        parts.append(_twin(result) if "tally" in result else _server(result))
+    twins = [result for result in results if "tally" in result]
+    parts = [HEAD, *([_twin(twins)] if twins else [])]
+    parts += [_server(result) for result in results if "tally" not in result]
     known = _table(["input", "covered as a kind by"], [(what, f"`{test}`") for what, test in KNOWN.items()])
     return "\n".join([*parts, "## Inputs that once broke something", "", known, ""])
 
 
-def _twin(r: dict[str, Any]) -> str:
-    tally = r["tally"]
+def _twin(runs: list[dict[str, Any]]) -> str:
+    """One section for all seeds: what is counted is added up."""
+    r = _together(runs)
+    tally, seeds = r["tally"], ", ".join(str(run["seed"]) for run in runs)
     lines = [
-        f"## The scheduler in virtual time, seed {r['seed']}",
+        f"## The scheduler in virtual time, seed{'s' if len(runs) > 1 else ''} {seeds}",
         "",
         f"{_n(tally['arrived'])} requests in {_n(tally['worlds'])} worlds, {_n(tally['iterations'])} iterations with every "
         f"invariant checked in each; {_n(tally['finished'])} finished, {_n(tally['aborted'])} were given up by their clients "
-        f"or refused. {r['cpu_s']:.0f} s of one core (Python {platform.python_version()}).",
+        f"or refused. {r['cpu_s']:.0f} s of one core (Python {platform.python_version()}), "
+        f"{r['cpu_s'] / tally['arrived'] * 1e3:.1f} ms a request. {_kinds(r['kinds'])}",
         "",
         _switched_on(r),
         "",
@@ -49,6 +53,30 @@ def _twin(r: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The findings of several seeds as those of one."""
+    tally = Tally()
+    for run in runs:
+        tally.add(Tally(**{k: Counter(v) if isinstance(v, dict) else v for k, v in run["tally"].items()}))
+    return {
+        "tally": vars(tally),
+        "kinds": sum((Counter(run["kinds"]) for run in runs), Counter()),
+        "cpu_s": sum(run["cpu_s"] for run in runs),
+        "faults_tried": sum(run["faults_tried"] for run in runs),
+        "breaks": [broken for run in runs for broken in run["breaks"]],
+        **{name: sorted({one for run in runs for one in run[name]}) for name in ("entries", "inner")},
+    }
+
+
+def _kinds(kinds: dict[str, int]) -> str:
+    told = {
+        "lone": "one at a time",
+        "crowded": "a few dozen at a time in a pool for a handful",
+        "busy": "hundreds at a time in a pool for half of them",
+    }
+    return f"Of those of the soak {', '.join(f'{_n(kinds[k])} came {v}' for k, v in told.items() if kinds.get(k))}."
 
 
 def _switched_on(r: dict[str, Any]) -> str:

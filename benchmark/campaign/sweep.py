@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,9 +26,11 @@ from campaign.wires import Wire, Wires
 LISTING = 4  # worlds of each kind in which calls are noted
 LISTING_REQUESTS = 120
 SWEEP_REQUESTS = 4000  # a world's; its run ends when its faults are over or something breaks
-SOAK_REQUESTS = 4000  # a world's
+SOAK_REQUESTS = {"lone": 500, "crowded": 3000, "busy": 12_000}  # a world's, by its kind
+SOAK_SHARES = {"lone": 0.1, "crowded": 0.35, "busy": 0.55}  # of the worlds
 SOAK_FAULTS = 40  # a world's: the rest of it runs undisturbed but for clients and operators
 Say = Callable[[str], None]
+Keep = Callable[["Findings"], None]  # called after each world
 
 
 @dataclass
@@ -36,12 +39,13 @@ class Findings:
 
     seed: int
     tally: Tally = field(default_factory=Tally)
+    kinds: Counter[str] = field(default_factory=Counter)  # requests of the soak, by kind of world
     wires: list[Wire] = field(default_factory=list)
     tried: int = 0  # faults switched on
     breaks: list[Break] = field(default_factory=list)
     cpu_s: float = 0.0
 
-    def kinds(self) -> dict[str, int]:
+    def broken(self) -> dict[str, int]:
         """How often which invariant broke."""
         kinds = [b.kind for b in self.breaks]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
@@ -51,11 +55,12 @@ class Findings:
         return {
             "seed": self.seed,
             "tally": {k: dict(v) if isinstance(v, dict) else v for k, v in vars(self.tally).items()},
+            "kinds": dict(self.kinds),
             "entries": [w.name for w in self.wires if w.entry],
             "inner": [w.name for w in self.wires if not w.entry],
             "faults_tried": self.tried,
             "breaks": [asdict(b) for b in self.breaks],
-            "broken": self.kinds(),
+            "broken": self.broken(),
             "cpu_s": round(self.cpu_s, 1),
         }
 
@@ -65,48 +70,47 @@ def listed(wires: Wires, seed: int, worlds: int = LISTING) -> list[Wire]:
     wires.tracing = True
     try:
         for k in range(worlds):
-            for crowded in (True, False):
-                run(
-                    world.draw(seed * 1000 + k, LISTING_REQUESTS, crowded, features=False),
-                    wires,
-                    [],
-                    unrest=2.0,
-                )
+            for kind in (world.CROWDED, world.LONE):
+                drawn = world.draw(seed * 1000 + k, LISTING_REQUESTS, kind, features=False)
+                run(drawn, wires, [], unrest=2.0)
     finally:
         wires.tracing = False
     return wires.seen()
 
 
-def sweep(findings: Findings, wires: Wires, faults: list[Fault], say: Say) -> None:
+def sweep(findings: Findings, wires: Wires, faults: list[Fault], say: Say, keep: Keep) -> None:
     """Try every fault in both kinds of world."""
-    for crowded in (True, False):
+    for kind in (world.CROWDED, world.LONE):
         left = list(faults)
         k = 0
         while left:
             before = len(left)
             also = world.CORNERS[k % len(world.CORNERS)]
             drawn = world.draw(
-                findings.seed * 1000 + 500 + k, SWEEP_REQUESTS, crowded, features=False, also=also
+                findings.seed * 1000 + 500 + k, SWEEP_REQUESTS, kind, features=False, also=also
             )
             _one(findings, drawn, wires, left, faults_alone=True)
             findings.tried += before - len(left)
             k += 1
-            where = "crowded" if crowded else "lone"
-            say(f"sweep, {where}: {len(faults) - len(left)} of {len(faults)} faults, {_so_far(findings)}")
+            keep(findings)
+            say(f"sweep, {kind.name}: {len(faults) - len(left)} of {len(faults)} faults, {_so_far(findings)}")
 
 
-def soak(findings: Findings, wires: Wires, faults: list[Fault], requests: int, say: Say) -> None:
+def soak(findings: Findings, wires: Wires, faults: list[Fault], requests: int, say: Say, keep: Keep) -> None:
     """Worlds of many seeds until `requests` have arrived in all."""
     began, k = findings.tally.arrived, 0
     while findings.tally.arrived - began < requests:
         rng = random.Random(f"soak {findings.seed} {k}")
-        size = min(SOAK_REQUESTS, requests - (findings.tally.arrived - began))
-        drawn = world.draw(findings.seed * 1_000_000 + k, size, crowded=rng.random() < 0.9)
+        (kind,) = rng.choices(world.KINDS, [SOAK_SHARES[kind.name] for kind in world.KINDS])
+        size = min(SOAK_REQUESTS[kind.name], requests - (findings.tally.arrived - began))
+        drawn = world.draw(findings.seed * 1_000_000 + k, size, kind)
         some = [rng.choice(faults) for _ in range(SOAK_FAULTS)] if faults else []
-        before = len(some)
+        before = (len(some), findings.tally.arrived)
         _one(findings, drawn, wires, some)
-        findings.tried += before - len(some)
+        findings.tried += before[0] - len(some)
+        findings.kinds[kind.name] += findings.tally.arrived - before[1]
         k += 1
+        keep(findings)
         say(f"soak: {findings.tally.arrived - began} of {requests} requests, {k} worlds, {_so_far(findings)}")
 
 
@@ -126,10 +130,15 @@ class Order:
     worlds: int = LISTING
 
 
-def campaign(order: Order, say: Say) -> Findings:
-    """All three parts."""
+def campaign(order: Order, say: Say, keep: Keep = lambda _: None) -> Findings:
+    """All three parts. `keep` is given what has been found so far after each world: a long run may be cut off."""
     began = time.process_time()
     wires, findings = Wires(), Findings(order.seed)
+
+    def timed(findings: Findings) -> None:
+        findings.cpu_s = time.process_time() - began
+        keep(findings)
+
     import sglang_slo.runtime.scheduler.scheduler  # noqa: F401 - so that its modules are there to be walked
 
     with wires.strung():
@@ -143,8 +152,8 @@ def campaign(order: Order, say: Say) -> Findings:
         ]
         faults = [f for f in faults if order.fault in f.name]
         if order.sweep:
-            sweep(findings, wires, faults, say)
-        soak(findings, wires, faults, order.requests, say)
+            sweep(findings, wires, faults, say, timed)
+        soak(findings, wires, faults, order.requests, say, timed)
     findings.cpu_s = time.process_time() - began
     return findings
 
@@ -159,5 +168,5 @@ def _one(
 
 
 def _so_far(findings: Findings) -> str:
-    broke = ", ".join(f"{kind} {n}" for kind, n in findings.kinds().items())
+    broke = ", ".join(f"{kind} {n}" for kind, n in findings.broken().items())
     return f"{findings.tally.arrived} requests, {findings.tally.iterations} iterations, broke: {broke or 'nothing'}"

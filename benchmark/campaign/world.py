@@ -1,8 +1,8 @@
 """Small worlds for the scheduler, drawn from a seed: many short requests, pools that are too small for them, settings.
 
-A request is a few dozen tokens in and a few out, so that a million of them take about an hour; some share a prefix,
-some carry a feature of SGLang's that keeps state beside the request (penalties, biases). `crowded` worlds keep more
-requests alive than fit the pool, the others one at a time.
+A request is a few dozen tokens in and a few out, so that many of them can be had; some share a prefix, some carry a
+feature of SGLang's that keeps state beside the request (penalties, biases). Kinds of worlds: `lone` ones have one request
+at a time, `crowded` ones a few dozen in a pool for a handful, `busy` ones hundreds in a pool for half of them.
 """
 
 from __future__ import annotations
@@ -68,11 +68,28 @@ FEATURES: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What worlds of a kind are drawn from."""
+
+    name: str
+    pools: tuple[int, ...]  # tokens of KV
+    alive: tuple[int, ...]  # requests that are kept in the scheduler
+    running: tuple[int, ...]  # the most that SGLang runs at once
+    chunks: tuple[int, ...]  # tokens
+
+
+LONE = Kind("lone", (4096,), (1,), (4, 16, 64), (8, 32, 512))
+CROWDED = Kind("crowded", (160, 320, 640), (6, 12, 24, 48), (4, 16, 64), (8, 32, 512))
+BUSY = Kind("busy", (2048, 4096), (128, 256), (64, 256), (128, 512))
+KINDS = (LONE, CROWDED, BUSY)
+
+
+@dataclass(frozen=True)
 class World:
     """One run's world. `alive`: how many requests are kept in the scheduler."""
 
     seed: int
-    crowded: bool
+    kind: Kind
     workload: Workload
     argv: tuple[str, ...]
     alive: int
@@ -82,18 +99,18 @@ class World:
     def name(self) -> str:
         """What is needed to see it again."""
         pool = self.workload.profile.kv_capacity_tokens
-        kind = "crowded" if self.crowded else "lone"
-        return f"seed {self.seed}, {kind}, {pool} tokens of KV: {' '.join(self.argv)}"
+        return f"seed {self.seed}, {self.kind.name}, {pool} tokens of KV: {' '.join(self.argv)}"
 
 
 def draw(
-    seed: int, requests: int, crowded: bool = True, features: bool = True, also: tuple[str, ...] = ()
+    seed: int, requests: int, kind: Kind = CROWDED, features: bool = True, also: tuple[str, ...] = ()
 ) -> World:
     """The world of `seed`; `also`: flags that overrule what is drawn."""
     rng, draws = random.Random(f"world {seed}"), np.random.default_rng(seed)
-    pool = rng.choice([160, 320, 640]) if crowded else 4096
-    inputs = np.minimum(draws.geometric(1 / 24, requests) + 1, pool // 4)
-    outputs = np.minimum(draws.geometric(1 / 6, requests), pool // 4)
+    pool = rng.choice(kind.pools)
+    longest = min(pool // 4, 512)
+    inputs = np.minimum(draws.geometric(1 / 24, requests) + 1, longest)
+    outputs = np.minimum(draws.geometric(1 / 6, requests), longest)
     profile = replace(load_profile("h200-llama3-8b"), kv_capacity_tokens=pool)
     workload = Workload(
         name=f"campaign-{seed}",
@@ -108,22 +125,22 @@ def draw(
         input_tokens=inputs,
         output_tokens=outputs,
         blocks=[None] * requests,
-        declared_max_new_tokens=rng.choice([None, pool // 4]),
+        declared_max_new_tokens=rng.choice([None, longest]),
         noise_sigma=rng.choice([0.0, 0.3]),
         predictor=rng.choice(["none", "mean", "noisy", "oracle"] if rng.random() < 0.9 else [None]),
     )
-    alive = rng.choice([6, 12, 24, 48]) if crowded else 1
+    alive = rng.choice(kind.alive)
     share = rng.choice([0.0, 0.25, 0.6]) if features else 0.0
-    return World(seed, crowded, workload, (*_settings(rng, pool), *also), alive, share)
+    return World(seed, kind, workload, (*_settings(rng, kind, pool), *also), alive, share)
 
 
-def _settings(rng: random.Random, pool: int) -> list[str]:
+def _settings(rng: random.Random, kind: Kind, pool: int) -> list[str]:
     per_token = load_profile("h200-llama3-8b").kv_bytes_per_token
     host = rng.choice([0, pool // 4, pool, 4 * pool]) * per_token / 1e9
     argv = ["--slo-host-kv-gb", f"{host:.9f}"]
     argv += ["--slo-preempt", rng.choice(["auto", "swap", "swap", "keep", "recompute", "stock"])]
-    argv += ["--chunked-prefill-size", str(rng.choice([8, 32, 512]))]
-    argv += ["--max-running-requests", str(rng.choice([4, 16, 64]))]
+    argv += ["--chunked-prefill-size", str(rng.choice(kind.chunks))]
+    argv += ["--max-running-requests", str(rng.choice(kind.running))]
     argv += ["--slo-max-preemptions", str(rng.choice([0, 1, 3, 50]))]
     argv += ["--slo-kv", rng.choice(["forecast", "forecast", "full", "stock"])]
     argv += ["--slo-mix", rng.choice(["auto", "auto", "always", "never"])]
