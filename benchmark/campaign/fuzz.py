@@ -24,6 +24,7 @@ from sglang_slo.cpu.demo_model import demo_model_path
 
 FLAGS = ["--max-total-tokens", "3000", "--slo-host-kv-gb", "0.01", "--chunked-prefill-size", "128"]
 AT_ONCE = 8
+ALONE = 0.5  # share of the times that one comes alone
 PROBE_EVERY = 40
 MOST_RESTARTS = 12
 CHAT = [{"role": "user", "content": "hello"}]
@@ -178,14 +179,19 @@ async def send_fuzzed(url: str, rng: random.Random, left: int, seen: Seen, say: 
     """Send until `left` are sent or nobody answers; how many are left then."""
     async with Client(url) as client:
         recent: list[Sent] = []
+        unprobed = 0
         while left > 0:
-            some = [fuzzed(rng) for _ in range(min(AT_ONCE, left))]
+            at_once = (
+                1 if rng.random() < ALONE else AT_ONCE
+            )  # what ends a pass of its own may hide in a batch
+            some = [fuzzed(rng) for _ in range(min(at_once, left))]
             recent = [*recent, *some][-PROBE_EVERY:]
             answers = await asyncio.gather(*(client.ask(s.path, s.body, s.headers, 60) for s in some))
-            left -= len(some)
+            left, unprobed = left - len(some), unprobed + len(some)
             _note(seen, some, answers)
             gone = all(a.status == 0 for a in answers)
-            if gone or left % PROBE_EVERY < AT_ONCE:
+            if gone or unprobed >= PROBE_EVERY or left <= 0:
+                unprobed = 0
                 if not await client.alive():
                     if (await client.ask("/health", None, limit_s=30)).status == 200:
                         seen.unserved += 1

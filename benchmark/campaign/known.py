@@ -73,6 +73,15 @@ KNOWN: dict[str, str] = {
     "a number that no tensor holds (`top_k`), which took the neighbours in its batch with it": (
         "server_edge/test_wire.py::test_what_the_scheduler_could_not_read_or_survive_is_refused_by_name"
     ),
+    "a prompt without tokens, alone in its batch": (
+        "runtime/scheduler/test_trouble.py::test_a_prompt_without_tokens_is_refused_and_takes_nobody_with_it"
+    ),
+    "an exception while a row is written": (
+        "core/test_table.py::test_a_row_that_cannot_be_written_is_not_taken"
+    ),
+    "requests that stock scheduling began while rows could not be given": (
+        "runtime/scheduler/test_trouble.py::test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given"
+    ),
     "a body so deep that SGLang cannot quote it": (
         "server_edge/test_ingress.py::test_a_body_too_deep_to_be_quoted_is_a_400"
     ),

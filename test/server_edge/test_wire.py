@@ -86,6 +86,8 @@ def test_every_field_that_the_check_passes_over_exists_in_sglang() -> None:
         ({"max_new_tokens": 2**70}, {}, "sampling_params"),
         ({}, {"input_ids": io_struct.array("q", [512])}, "input_ids"),
         ({}, {"input_ids": io_struct.array("q", [-1])}, "input_ids"),
+        ({}, {"input_ids": io_struct.array("q", [])}, "text or prompt"),
+        ({}, {"input_ids": None}, "text or prompt"),
         ({}, {"top_logprobs_num": 513}, "top_logprobs_num"),
         ({}, {"top_logprobs_num": -1}, "top_logprobs_num"),
         ({}, {"logprob_start_len": -2}, "logprob_start_len"),

@@ -138,8 +138,7 @@ class RequestTable:
         quantiles = declared_only(np.array([declared_tokens]))[0]
         if not self._free:
             self._grow()
-        row = heapq.heappop(self._free)
-        self._taken.add(row)
+        row = self._free[0]  # given when all is written: what raises before takes nothing
         for name in COLUMNS:
             getattr(self, name)[row] = 0
         self.seq[row] = self._next_seq
@@ -156,6 +155,7 @@ class RequestTable:
         self.splittable[row] = True
         self.log_quantiles[row] = quantiles
         self.promise(row, slo, arrival_s)
+        self._taken.add(heapq.heappop(self._free))
         return row
 
     def promise(self, row: int, slo: Slo, arrival_s: float) -> None:
@@ -170,6 +170,12 @@ class RequestTable:
         self.e2e_by_s[row] = arrival_s + slo.e2e_s
         self.importance[row] = slo.importance
         self.promised[row] = not slo.best_effort
+
+    def goes_on(self, row: int, now_s: float) -> None:
+        """The row is of a request that has begun already: its times count from now, and nothing is held against it."""
+        self.begun[row] = True
+        for name in ("since_s", "last_token_s", "token_s", "first_token_s"):
+            getattr(self, name)[row] = now_s
 
     def bound_lengths(self, rows: np.ndarray, confidence: float) -> None:
         """Bring the predicted remaining output of `rows` up to date: bounded at `confidence`, and expected."""

@@ -54,6 +54,14 @@ def checked(original: Callable[..., Any], manager: Any, obj: Any, *args: Any, **
 
 
 def _token_ids(obj: Any, tokenized: Any, vocabulary: int) -> None:
+    # A pass over no tokens at all ends the scheduler. The next turn of a session adds to what there is: `lifecycle`.
+    made_later = (
+        tokenized.mm_inputs,
+        getattr(tokenized, "input_embeds", None),
+        getattr(obj, "session_params", None),
+    )
+    if not tokenized.input_ids and all(source is None for source in made_later):
+        raise FieldError("text or prompt", "need at least one token, got none")
     # Only ids that came as ids: of a prompt with images some are the processor's own, beyond the vocabulary.
     if obj.input_ids is None or tokenized.mm_inputs is not None or not tokenized.input_ids:
         return

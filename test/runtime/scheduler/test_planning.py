@@ -32,7 +32,8 @@ class World:
         held = HeldPrefills(ports.kv, ports.requests.table, ports.waiting)
         self.preempt = Preemptor(ports, None, look_up, pins, held)
         self.lifecycle = Lifecycle(ports, look_up, groups, pins, held, None, None)
-        self.viewer = self.lifecycle.viewer = Viewer(ports, self.preempt, pins, look_up, self.lifecycle.open)
+        opening = (self.lifecycle.open, self.lifecycle.open_begun)
+        self.viewer = self.lifecycle.viewer = Viewer(ports, self.preempt, pins, look_up, *opening)
         self.planner = Planner(ports.settings)
         self.planning = Planning(
             ports,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import real_scheduler as real
+from invariants import holders
 from sglang_slo.core.plan import Planner
 from sglang_slo.runtime.kv.look_up import PrefixLookUp
 from sglang_slo.runtime.kv.preempt import Preemptor
@@ -89,3 +91,43 @@ def test_all_is_served_when_something_of_ours_raises(place: int, waves: tuple[re
     served = {rid: len(tokens) for rid, tokens in run.tokens.items() if rid.startswith(IDS[place] + "-")}
     assert served == {f"{IDS[place]}-{i}": OUTPUT for i in range(COUNT)}
     assert troubles[place + 1] > troubles[place]
+
+
+def test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given(tmp_path: Path) -> None:
+    """Decoding or half prefilled: planning is ours again, and reads nobody else's row for them."""
+    lengths = [60, 60, 60, 400]
+    seen: list[tuple[int, list[int]]] = []  # (troubles so far, rows of who is there)
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        if iteration == 1:
+            patch.setattr(RequestBook, "open", _fail)
+            prompts = (next(real.prompts(1, n)) for n in lengths)
+            return [real.request(f"r{i}", prompt, 30) for i, prompt in enumerate(prompts)]
+        if scheduler.chunked_req is not None and scheduler.running_batch.reqs and not seen:
+            patch.undo()
+            seen.append((0, []))
+        elif seen:
+            seen.append((_troubles(scheduler), [r.slo_row for r in holders(scheduler) if not r.finished()]))
+        return []
+
+    argv = ["--max-total-tokens", "2000", "--chunked-prefill-size", "64"]
+    with pytest.MonkeyPatch.context() as patch:
+        run = real.run(script, len(lengths), argv, tmp_path)
+    assert all(len(tokens) == 30 for tokens in run.tokens.values()) and len(run.tokens) == len(lengths)
+    (_, mended, *later) = seen
+    assert len(mended[1]) == len(lengths) and all(row >= 0 for _, rows in (mended, *later) for row in rows)
+    assert {troubles for troubles, _ in later} == {mended[0]}
+
+
+def test_a_prompt_without_tokens_is_refused_and_takes_nobody_with_it(tmp_path: Path) -> None:
+    """The door refuses it by name; a turn of a session, whose history may be as empty, is told only here."""
+    sent = {"empty": [], "sound": next(iter(real.prompts(1, 20)))}
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        if iteration > 2:
+            return []
+        rid = ("empty", "sound")[iteration - 1]
+        return [real.request(rid, sent[rid], 5)]
+
+    run = real.run(script, 2, ["--max-total-tokens", "2000"], tmp_path)
+    assert run.aborted == ["empty"] and len(run.tokens["sound"]) == 5

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sglang_slo import clock
 from sglang_slo.core.slo import BEST_EFFORT
+from sglang_slo.runtime.sglang import kv
 from sglang_slo.server.limits import LimitError, received_s, slo_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,24 @@ class Lifecycle:
 
     def open(self, req: Req) -> None:
         """Give a request its row; one that comes back (preempted, retracted) keeps it."""
+        new = req.slo_row < 0
+        if new:
+            _refuse_empty(req)
+        self._given_a_row(req, self._look_up.cached_tokens(req) if new else 0)
+        self._look_up.look_up(req)
+        if new:
+            self._ports.requests.table.prefix_group[req.slo_row] = self._groups.opened(req)
+            self.viewer.arrived(req)
+
+    def open_begun(self, req: Req) -> None:
+        """Give its row to a request that stock scheduling has begun: where it could have none when it came.
+
+        What it holds is not looked up again, and the times of its tokens count from now.
+        """
+        self._given_a_row(req, kv.prefix_tokens(req))
+        self._ports.requests.table.goes_on(req.slo_row, self._ports.agreed.now_s)
+
+    def _given_a_row(self, req: Req, cached_tokens: int) -> None:
         p, new = self._ports, req.slo_row < 0
         now, custom = p.agreed.now_s, req.sampling_params.custom_params
         try:
@@ -60,15 +79,10 @@ class Lifecycle:
         sent_s = req.time_stats.created_time if told_s is None else told_s
         # all of these are the host's monotone clock; what comes from another host counts from now
         arrival_s = sent_s if 0 < sent_s <= now < sent_s + OLDEST_ARRIVAL_S else now
-        cached = self._look_up.cached_tokens(req) if new else 0
-        p.requests.open(req, slo, arrival_s, p.agreed.model, cached)
+        p.requests.open(req, slo, arrival_s, p.agreed.model, cached_tokens)
         if new:
             self._predicted(req)
             self._tell(req, arrival_s)
-        self._look_up.look_up(req)
-        if new:
-            p.requests.table.prefix_group[req.slo_row] = self._groups.opened(req)
-            self.viewer.arrived(req)
 
     def _predicted(self, req: Req) -> None:
         requests, tick = self._ports.requests, self._ports.agreed.tick
@@ -131,3 +145,9 @@ class Lifecycle:
         yield from preempt.alive()
         if waiting.cut is not None:
             yield waiting.cut
+
+
+def _refuse_empty(req: Req) -> None:
+    """A session's turn without any tokens, its history included: a pass over none would end the scheduler."""
+    if not len(req.origin_input_ids) and req.input_embeds is None:
+        req.set_finish_with_abort("the prompt has no tokens: need at least one")

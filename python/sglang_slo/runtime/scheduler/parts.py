@@ -129,7 +129,8 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     preempt = Preemptor(ports, pool, look_up, pins, held, lora, link)
     lengths = s.make_lengths() if rank0 else None
     lifecycle = Lifecycle(ports, look_up, groups, pins, held, reporter, lengths)
-    viewer = lifecycle.viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open)
+    viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open, lifecycle.open_begun)
+    lifecycle.viewer = viewer
     fit, planner = OnlineFit(model, overlap, log=rank0), Planner(config)
     applier = Applier(ports, look_up, held, lifecycle.refused)
     return Parts(

@@ -40,9 +40,10 @@ class Viewer:
         pins: Pins,
         look_up: PrefixLookUp,
         open_request: Callable[[Req], None],
+        open_begun: Callable[[Req], None],
     ) -> None:
         self._ports, self._preempt, self._pins, self._open = ports, preempt, pins, open_request
-        self._look_up = look_up
+        self._look_up, self._open_begun = look_up, open_begun
         config, capacity = ports.settings, ports.kv.capacity_tokens
         self.reserve = Reserve(capacity, config.reserve_floor, config.reserve_ceiling)
         # SGLang's rule of admission knows of no infeasible ones
@@ -58,6 +59,7 @@ class Viewer:
         book, table, cut = p.requests, p.requests.table, p.waiting.cut
         if p.settings.order == "stock":
             p.waiting.order(running_batch)
+        self._all_known([*running_batch.reqs, *([] if cut is None else [cut])])
         if cut is not None:
             table.history_tokens[cut.slo_row], table.host_tokens[cut.slo_row] = kv.prefix_tokens(cut), 0
         waiting = self._waiting_rows()
@@ -152,6 +154,13 @@ class Viewer:
         table.bound_lengths(decoding, p.agreed.tick.confidence)
         held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
         self.reserve.look(now, table.seq[decoding], held, left, table.tokens_per_step)
+
+    def _all_known(self, reqs: list[Req]) -> None:
+        """Rows for those that stock scheduling began after they could be given none."""
+        if reqs and not self._ports.requests.seen(reqs).whole:
+            for req in reqs:
+                if req.slo_row < 0:
+                    self._open_begun(req)
 
     def _waiting_rows(self) -> np.ndarray:
         """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""
