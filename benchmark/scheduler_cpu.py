@@ -223,7 +223,7 @@ def planning_cost(running: int, waiting: int, argv: list[str]) -> dict[str, floa
         found, _ = nnls(design * weight[:, None], seconds * weight)
         error = np.abs(design @ found / seconds - 1)
         weight = 1 / seconds / np.sqrt(np.maximum(error, 0.01))
-    names = ("base_s", "running_s", "waiting_s", "kv_short_s")
+    names = ("ready_s", "running_s", "waiting_s", "kv_short_s")
     return {**dict(zip(names, found.tolist(), strict=True)), "median_error": float(np.median(error))}
 
 

@@ -11,7 +11,7 @@ from sglang_slo.core.latency import Coefficients, LatencyModel
 from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime.ports import Agreed, Iteration, KvPool, Ports, Tick, Trouble
 from sglang_slo.runtime.requests.features import ALL
-from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.requests.registry import RequestRegistry
 
 MODEL = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="fake", measured=True)
 CAPACITY_TOKENS = 1000
@@ -162,7 +162,7 @@ def doors(config: SloConfig | None = None, free: int = CAPACITY_TOKENS) -> Ports
     ports = Ports(
         kv=KvPool(FakeTree(), FakeAllocator(free), None, CAPACITY_TOKENS),
         waiting=FakeWaiting(),
-        requests=RequestBook(config),
+        requests=RequestRegistry(config),
         settings=config,
         batches=FakeBatches(),
         agreed=Agreed(Tick(100.0), MODEL),

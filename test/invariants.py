@@ -47,7 +47,7 @@ class Ours:
         self.preempt = scheduler.slo_preempt if on else None
         self.line = self.preempt.line if self.preempt else None
         self.pins = scheduler.slo_pins if on else None
-        self.book = scheduler.slo_book if on else None
+        self.registry = scheduler.slo_registry if on else None
 
     def away(self) -> list[Any]:
         """Requests that are in none of SGLang's places."""
@@ -67,7 +67,7 @@ class Ours:
 
     def rows(self) -> dict[int, Any]:
         """Our table's rows and whose they are."""
-        return self.book.reqs if self.book else {}
+        return self.registry.reqs if self.registry else {}
 
 
 def places(s: Any) -> Iterator[Any]:
@@ -248,9 +248,11 @@ def check_books(s: Any) -> None:
         _require(row < 0 or rows.get(row) is req, "BOOKS", f"{req.rid}: row {row} is another's")
     for row, req in rows.items():
         _require(req.slo_row == row, "BOOKS", f"row {row}: {req.rid} believes it has {req.slo_row}")
-    book = Ours(s).book
-    if book is not None:
-        _require(len(book.table) == len(rows), "BOOKS", f"{len(book.table)} rows for {len(rows)} requests")
+    registry = Ours(s).registry
+    if registry is not None:
+        _require(
+            len(registry.table) == len(rows), "BOOKS", f"{len(registry.table)} rows for {len(rows)} requests"
+        )
 
 
 def check_host(s: Any) -> None:

@@ -16,7 +16,7 @@ MODEL = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
 
 
 def test_allowance_counts_from_the_end_of_the_iteration_in_flight() -> None:
-    got = allowances_s(np.array([10.0]), np.array([0.05]), base_s=10.01, margin=0.1)
+    got = allowances_s(np.array([10.0]), np.array([0.05]), ready_s=10.01, margin=0.1)
     np.testing.assert_allclose(got, [0.035])
 
 

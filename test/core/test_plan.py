@@ -58,7 +58,7 @@ class Device:
             table=table,
             waiting=waiting,
             may_sit_out=True,
-            base_s=self.now,
+            ready_s=self.now,
             model=self.model,
             pool=Pool(
                 table=table,
@@ -454,7 +454,7 @@ def test_the_cheap_question_whether_all_decode_is_answered_as_the_plan_would(
         device.running.append(row)
         device.table.last_token_s[row] = 0.0
     view = device.view()
-    asked = device.planner.all_decode(device.table, view.decoding, view.base_s, MODEL)
+    asked = device.planner.all_decode(device.table, view.decoding, view.ready_s, MODEL)
     if asked:  # the other way round, a plan may come to the same at more cost
         assert device.planner.plan(view).decode is None
 

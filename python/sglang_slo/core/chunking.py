@@ -19,9 +19,9 @@ import numpy as np
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
 
 
-def allowances_s(last_token_s: np.ndarray, tbt_s: np.ndarray, base_s: float, margin: float) -> np.ndarray:
-    """Seconds from `base_s` within which each decode must end; float[n], inf: no limit. `margin`: share left unused."""
-    return last_token_s + tbt_s * (1 - margin) - base_s
+def allowances_s(last_token_s: np.ndarray, tbt_s: np.ndarray, ready_s: float, margin: float) -> np.ndarray:
+    """Seconds from `ready_s` within which each decode must end; float[n], inf: no limit. `margin`: share left unused."""
+    return last_token_s + tbt_s * (1 - margin) - ready_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,33 +66,33 @@ class Planner:
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""
-        growth = self._relief.for_growth(view.pool, view.model, view.base_s, view.lengths_trusted)
+        growth = self._relief.for_growth(view.pool, view.model, view.ready_s, view.lengths_trusted)
         draft = self._draft(_after(view, growth), growth)
         if not growth:
             draft = self._with_room(draft)
         self._account(draft)
         return self._chosen(draft)
 
-    def all_decode(self, table: RequestTable, rows: np.ndarray, base_s: float, model: LatencyModel) -> bool:
+    def all_decode(self, table: RequestTable, rows: np.ndarray, ready_s: float, model: LatencyModel) -> bool:
         """Whether `plan` would let all of `rows` (int[n], n > 0) decode if nobody waited: the cheap way to ask.
 
         True counts as the plan of this iteration: nobody had to wait for prefill, and the infeasible earn nothing.
         """
-        allowance_s = float((table.due_s(rows, self.config.margin) - base_s).min())
+        allowance_s = float((table.due_s(rows, self.config.margin) - ready_s).min())
         if allowance_s < math.inf:
             everyone = decode_shape(
                 len(rows), int(table.context_tokens(rows).sum()), verified=table.step.verified_tokens
             )
             if model.safe_iteration_s(everyone) > allowance_s:
                 return False
-        self._nobody_waits(base_s)
+        self._nobody_waits(ready_s)
         return True
 
-    def _nobody_waits(self, base_s: float) -> None:
-        self._prefilled_s = base_s
+    def _nobody_waits(self, ready_s: float) -> None:
+        self._prefilled_s = ready_s
         self.lines.share.earn(0, waiting=False)
         self.lines.share.rest()
-        self.lines.share.served(base_s)
+        self.lines.share.served(ready_s)
 
     # -- one way through the iteration
 
@@ -112,7 +112,7 @@ class Planner:
         line = self.lines.line(view, budget, ranking, fitting_tokens)
         filling = self._filled(view, budget, line)
         longest_s = min(max(view.tightest_ttft_s / 4, MIN_PREFILL_STARVATION_S), MAX_PREFILL_STARVATION_S)
-        starved = view.base_s - self._prefilled_s > longest_s
+        starved = view.ready_s - self._prefilled_s > longest_s
         if filling.out_of_time and (decodes is None or starved):
             budget = self._least_budget(view, budget)
             filling = self._filled(view, budget, line)
@@ -123,7 +123,7 @@ class Planner:
         view, filling = draft.view, draft.filling
         needy = [] if filling is None else self._in_need(draft)[:MAX_ROOM_REQUESTS]
         trusted = view.lengths_trusted
-        found = self._relief.who_may_leave(view.pool, view.model, view.base_s, trusted) if needy else None
+        found = self._relief.who_may_leave(view.pool, view.model, view.ready_s, trusted) if needy else None
         if filling is None or found is None:
             return draft
         for row in needy:
@@ -148,7 +148,7 @@ class Planner:
             row
             for row in filling.refused
             if row == draft.line.overdue
-            or (row in feasible and ordering.critical(view.table, row, view.model, view.base_s))
+            or (row in feasible and ordering.critical(view.table, row, view.model, view.ready_s))
         ]
 
     def _chosen(self, draft: _Draft) -> IterationPlan:
@@ -199,13 +199,13 @@ class Planner:
             ledger,
             free,
             slots,
-            min((d for d in deadlines if d >= view.base_s), default=math.inf),
+            min((d for d in deadlines if d >= view.ready_s), default=math.inf),
             overdue,
             overdue >= 0
             and bool((view.waiting == overdue).any())
             and filling is not None
             and overdue in filling.refused,
-            view.base_s,
+            view.ready_s,
         )
 
     @staticmethod
@@ -226,7 +226,7 @@ class Planner:
             if promoted and refused_promoted:
                 continue  # they do not overtake one another
             if row == line.overdue or urgent <= place < urgent + line.urgent:
-                close = row == line.overdue or ordering.critical(view.table, row, view.model, view.base_s)
+                close = row == line.overdue or ordering.critical(view.table, row, view.model, view.ready_s)
                 got_in = filling.add(
                     row, Terms(overdraft=view.pool.overdraft_tokens if close else 0, whole=close)
                 )
@@ -253,7 +253,7 @@ class Planner:
         if len(view.decoding) == 0:
             return None
         table, rows = view.table, view.decoding
-        allowance = table.due_s(rows, self.config.margin) - view.base_s
+        allowance = table.due_s(rows, self.config.margin) - view.ready_s
         may_sit_out = self.config.decode_buckets and view.may_sit_out
         return chunking.choose_decodes(
             allowance, table.context_tokens(rows), view.model, may_sit_out, table.step.verified_tokens
@@ -276,19 +276,19 @@ class Planner:
         view, ranking, filling = draft.view, draft.ranking, draft.filling
         self._computing = frozenset(filling.computing - {0}) if filling is not None else frozenset()
         if filling is None:
-            return self._nobody_waits(view.base_s)
+            return self._nobody_waits(view.ready_s)
         own_rows = _among(filling.rows, ranking.infeasible)
         own = sum(tokens for row, tokens in filling.prefill if row in own_rows)
         everything = sum(tokens for _, tokens in filling.prefill)
         self.lines.share.earn(everything, len(ranking.infeasible) > 0)
         self.lines.share.spend(own)
-        self.lines.share.account(view.base_s, own, everything)
+        self.lines.share.account(view.ready_s, own, everything)
         if len(filling.prefill) == len(view.waiting) and not filling.full:
             self.lines.share.rest(view.model.iteration_s(filling.shape))
         if not len(ranking.infeasible) or int(ranking.infeasible[0]) in own_rows:
-            self.lines.share.served(view.base_s)
+            self.lines.share.served(view.ready_s)
         if filling.prefill:
-            self._prefilled_s = view.base_s
+            self._prefilled_s = view.ready_s
         return None
 
 

@@ -50,7 +50,7 @@ class ServiceLine:
             importance=table.importance[rows],
             expected_tokens=table.expected_tokens[rows],
             # the fixed cost of the iteration that gives the first token comes on top of the work before it
-            start_s=view.base_s + model.coefficients.t0_extend,
+            start_s=view.ready_s + model.coefficients.t0_extend,
         )
         return ORDERS[self.config.order](queue)
 
@@ -82,7 +82,7 @@ class ServiceLine:
         limit_s, table = self.config.lost_wait_s, view.table
         if limit_s is None or not len(rows):
             return -1
-        late = rows[view.base_s - table.since_s[rows] > limit_s]
+        late = rows[view.ready_s - table.since_s[rows] > limit_s]
         return int(late[np.argmin(table.seq[late])]) if len(late) else -1
 
     def _packed(self, view: View, budget: Budget, rows: np.ndarray, fitting_tokens: int) -> np.ndarray:
@@ -92,7 +92,7 @@ class ServiceLine:
         head = rows[: packing.WINDOW]
         tokens = table.prefill_tokens(head)
         work_s = model.prefill_s_array(table.history_tokens[head], tokens)
-        slack_s = table.deadline_s[head] - view.base_s - work_s
+        slack_s = table.deadline_s[head] - view.ready_s - work_s
         kv = table.held_tokens(head) + table.remaining_tokens[head]
         room = view.pool.free_tokens - view.pool.next_tokens
         most = min(fitting_tokens, view.most_chunk_tokens)
@@ -117,7 +117,7 @@ class ServiceLine:
         table = view.table
         work_s = view.model.prefill_s_array(table.history_tokens[rows], table.prefill_tokens(rows))
         work_s = work_s + _load_s(view, rows)
-        late = view.base_s + view.model.coefficients.t0_extend + work_s > table.deadline_s[rows]
+        late = view.ready_s + view.model.coefficients.t0_extend + work_s > table.deadline_s[rows]
         untouched = (table.output_tokens[rows] == 0) & (rows != view.chunked) & ~table.begun[rows]
         return np.asarray(late & untouched)
 

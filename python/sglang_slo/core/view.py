@@ -18,7 +18,7 @@ class View:
     table: RequestTable
     waiting: np.ndarray  # int[m] rows that still have prefill to do, in queue order
     may_sit_out: bool  # whether the running batch can be split
-    base_s: float  # when the iteration in flight is predicted to end; now, if none is
+    ready_s: float  # when the iteration in flight is predicted to end; now, if none is
     model: LatencyModel
     pool: Pool  # who decodes and holds KV, who is on the host
     request_slots: int  # requests that may join the running batch

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sglang_slo.core.iteration_plan import IterationPlan
     from sglang_slo.core.latency import LatencyModel
     from sglang_slo.observe.observer import Observer
-    from sglang_slo.runtime.requests.registry import RequestBook
+    from sglang_slo.runtime.requests.registry import RequestRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Ports:
 
     kv: KvPool
     waiting: Waiting
-    requests: RequestBook
+    requests: RequestRegistry
     settings: SloConfig
     batches: Batches
     agreed: Agreed
@@ -230,6 +230,6 @@ class Ports:
         """Rows of the table, int[n]."""
         return self.requests.rows(reqs)
 
-    def base_s(self) -> float:
+    def ready_s(self) -> float:
         """When the iterations in flight are predicted to have ended."""
-        return self.requests.base_s(self.agreed.now_s)
+        return self.requests.ready_s(self.agreed.now_s)

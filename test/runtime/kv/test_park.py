@@ -26,7 +26,7 @@ def nothing_is_left(run: real.Run) -> None:
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
     assert free == s.max_total_num_tokens
     assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
-    assert len(s.slo_book.table) == 0 and s.chunked_req is None
+    assert len(s.slo_registry.table) == 0 and s.chunked_req is None
     assert s.slo_observer.trouble.count == 0 and s.slo_observer.snapshot(0.0)["fallbacks"]["count"] == 0
 
 

@@ -42,7 +42,7 @@ def nothing_is_left(run: real.Run) -> None:
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
     assert free == s.max_total_num_tokens
     assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
-    assert len(s.slo_book.table) == 0 and not s.slo_book.reqs
+    assert len(s.slo_registry.table) == 0 and not s.slo_registry.reqs
     assert s.slo_preempt.idle
     if s.slo_preempt.line is not None:
         pool = s.slo_preempt.line.pool
@@ -100,7 +100,7 @@ def test_all_are_served_where_everyone_is_to_be_left_alone(
 
     def script(scheduler: Any, iteration: int) -> list[Any]:
         if protected == "all" or iteration < 40:
-            scheduler.slo_book.table.stays_until_s[:] = 1e18
+            scheduler.slo_registry.table.stays_until_s[:] = 1e18
         return sent if iteration == 1 else []
 
     run = real.run(script, COUNT, [*SWAP, "--slo-preempt", way], folder)
@@ -149,7 +149,7 @@ def test_nobody_is_preempted_more_often_than_allowed(folder: Path, expected: dic
     most: list[int] = []
 
     def script(scheduler: Any, iteration: int) -> list[Any]:
-        most.append(int(scheduler.slo_book.table.preemptions.max()))
+        most.append(int(scheduler.slo_registry.table.preemptions.max()))
         return requests() if iteration == 1 else []
 
     argv = [*SWAP, "--slo-max-preemptions", "1"]

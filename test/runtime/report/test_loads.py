@@ -30,7 +30,7 @@ def test_requests_on_the_host_and_in_parts_of_a_batch_are_counted_once(tmp_path:
         if iteration == 1:
             return sent
         if iteration > 2 and not scheduler.is_fully_idle():
-            load, live = scheduler.load_inquirer.get_loads(), len(scheduler.slo_book.reqs)
+            load, live = scheduler.load_inquirer.get_loads(), len(scheduler.slo_registry.reqs)
             assert load.num_running_reqs + load.num_waiting_reqs == live
             assert scheduler.metrics_reporter.scheduler.waiting_queue == scheduler._waiting()
             on_host.append(len(scheduler.slo_preempt.line.out))

@@ -60,7 +60,7 @@ def test_a_conversation_in_the_cache_keeps_its_limit(tmp_path: Any) -> None:
     tight = {"custom_params": {"slo": {"ttft_ms": 12.0}}}
 
     def script(scheduler: Any, iteration: int) -> list[Any]:
-        for req in scheduler.slo_book.reqs.values():
+        for req in scheduler.slo_registry.reqs.values():
             seen[req.rid] = req.slo_unattainable
         if iteration == 1:
             scheduler.slo_ports.agreed.model = LatencyModel(Coefficients(1e-3, 1e-4, 1e-4, 1e-9, 1e-3, 1e-9))

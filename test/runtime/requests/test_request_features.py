@@ -22,7 +22,7 @@ from sglang_slo.config import SloConfig
 from sglang_slo.core.latency import Coefficients, LatencyModel
 from sglang_slo.core.slo import Slo
 from sglang_slo.runtime.requests import batches, features, penalties
-from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.requests.registry import RequestRegistry
 
 EOS = 1
 TOKENIZER = SimpleNamespace(additional_stop_token_ids=None, eos_token_id=EOS)
@@ -115,7 +115,7 @@ def nothing_is_left(run: real.Run) -> None:
     s = run.scheduler
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
     assert free == s.max_total_num_tokens
-    assert len(s.slo_book.table) == 0 and s.slo_preempt.idle
+    assert len(s.slo_registry.table) == 0 and s.slo_preempt.idle
     assert s.slo_observer.trouble.count == 0 and s.slo_observer.snapshot(0.0)["fallbacks"]["count"] == 0
 
 
@@ -248,10 +248,10 @@ def test_a_penalty_that_is_not_known_keeps_its_request_where_it_is(monkeypatch: 
     assert features.of(other) == features.ALL
     permits = features.of(one)
     assert not (permits.leave or permits.swap or permits.split or permits.mix)
-    book = RequestBook(SloConfig())
+    registry = RequestRegistry(SloConfig())
     model = LatencyModel(Coefficients(6e-3, 1e-3, 27e-6, 1.3e-9, 4e-3, 33e-9))
-    rows = [book.open(req, Slo(), 0.0, model) for req in (one, other)]
-    assert book.table.splittable[rows].tolist() == [False, True]
+    rows = [registry.open(req, Slo(), 0.0, model) for req in (one, other)]
+    assert registry.table.splittable[rows].tolist() == [False, True]
 
 
 def test_nobody_sits_out_beside_one_that_may_not_be_split_from_its_batch(folder: Path) -> None:

@@ -21,7 +21,7 @@ def test_what_is_learned_later_is_told_to_requests_that_already_run(tmp_path: Pa
 
     def known(scheduler: Any) -> dict[str, float]:
         """The length each is taken to have, in all."""
-        table, reqs = scheduler.slo_book.table, scheduler.slo_book.reqs
+        table, reqs = scheduler.slo_registry.table, scheduler.slo_registry.reqs
         return {
             req.rid: float(table.expected_tokens[row] + table.output_tokens[row]) for row, req in reqs.items()
         }

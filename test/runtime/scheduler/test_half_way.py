@@ -17,7 +17,7 @@ from sglang_slo.runtime.kv.held import HeldPrefills
 from sglang_slo.runtime.kv.preempt import Preemptor
 from sglang_slo.runtime.kv.swap_line import SwapLine
 from sglang_slo.runtime.requests import batches, features
-from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.requests.registry import RequestRegistry
 from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.engine import EngineBatches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
@@ -44,8 +44,8 @@ PLACES: list[tuple[Any, str]] = [
     (EngineBatches, "build_prefill"),
     (Planning, "_make_plan"),
     (features, "of"),
-    (RequestBook, "_due_for_the_end"),
-    (RequestBook, "predicted"),
+    (RequestRegistry, "_due_for_the_end"),
+    (RequestRegistry, "predicted"),
     (RequestTable, "remove"),
     (batches, "without"),
     (batches, "merged"),
@@ -219,6 +219,6 @@ def nothing_left(s: Any) -> None:
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()
     assert free == s.max_total_num_tokens
     assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
-    assert s.slo_preempt.idle and not s.slo_book.reqs and len(s.slo_book.table) == 0
+    assert s.slo_preempt.idle and not s.slo_registry.reqs and len(s.slo_registry.table) == 0
     if s.slo_preempt.line is not None:
         assert s.slo_preempt.line.pool.used_tokens == 0

@@ -49,7 +49,7 @@ def served(argv: list[str], folder: Path, slo: bool = True) -> real.Run:
     assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
     if slo:
         assert s.slo_on and not s.slo_observer.fallbacks.count and not s.slo_observer.trouble.count
-        assert len(s.slo_book.table) == 0 and s.slo_preempt.idle
+        assert len(s.slo_registry.table) == 0 and s.slo_preempt.idle
     return run
 
 

@@ -24,7 +24,7 @@ def test_a_request_that_is_nowhere_any_more_ends_while_the_server_is_idle(tmp_pa
     done = real.run(lose_one, 2, ["--max-total-tokens", "2000"], tmp_path)
     assert sorted(done.tokens) == sorted(r.rid for r in others)
     assert ended.count(lost.rid) == 1
-    assert not done.scheduler.slo_book.reqs and len(done.scheduler.slo_book.table) == 0
+    assert not done.scheduler.slo_registry.reqs and len(done.scheduler.slo_registry.table) == 0
 
 
 def _without(scheduler: Any, rid: str) -> Any:
@@ -33,8 +33,8 @@ def _without(scheduler: Any, rid: str) -> Any:
 
     def others(view: Any) -> Any:
         found = plan(view)
-        book = scheduler.slo_book.reqs
-        found.prefill[:] = [(row, n) for row, n in found.prefill if book[row].rid != rid]
+        registry = scheduler.slo_registry.reqs
+        found.prefill[:] = [(row, n) for row, n in found.prefill if registry[row].rid != rid]
         return found
 
     return others

@@ -16,7 +16,7 @@ from sglang_slo.runtime.kv.swap_cost import SwapCost
 from sglang_slo.runtime.latency.online_fit import OnlineFit
 from sglang_slo.runtime.report.request_times import Reporter
 from sglang_slo.runtime.requests.lengths import ArrivingLengths
-from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.requests.registry import RequestRegistry
 from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.viewer import Viewer
 
@@ -25,10 +25,10 @@ PLACES = [
     (Planner, "plan"),
     (Viewer, "view"),
     (PrefixLookUp, "look_up"),
-    (RequestBook, "open"),
-    (RequestBook, "ended"),
-    (RequestBook, "launch"),
-    (RequestBook, "tokens_out"),
+    (RequestRegistry, "open"),
+    (RequestRegistry, "ended"),
+    (RequestRegistry, "launch"),
+    (RequestRegistry, "tokens_out"),
     (ArrivingLengths, "predict"),
     (ArrivingLengths, "confidence"),
     (OnlineFit, "maybe_refit"),
@@ -100,7 +100,7 @@ def test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given(tmp_pa
 
     def script(scheduler: Any, iteration: int) -> list[Any]:
         if iteration == 1:
-            patch.setattr(RequestBook, "open", _fail)
+            patch.setattr(RequestRegistry, "open", _fail)
             prompts = (next(real.prompts(1, n)) for n in lengths)
             return [real.request(f"r{i}", prompt, 30) for i, prompt in enumerate(prompts)]
         if scheduler.chunked_req is not None and scheduler.running_batch.reqs and not seen:

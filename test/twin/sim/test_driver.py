@@ -122,7 +122,7 @@ def test_invariants_hold_while_clients_leave_and_nothing_is_left_in_the_pools(wa
     assert free == s.max_total_num_tokens
     assert len(s.req_to_token_pool.free_slots) == s.req_to_token_pool.size
     assert s.slo_preempt.idle and s.slo_preempt.line.pool.used_tokens == 0
-    assert not s.slo_book.reqs and s.slo_observer.trouble.count == 0
+    assert not s.slo_registry.reqs and s.slo_observer.trouble.count == 0
 
 
 def test_a_crowded_pool_makes_stock_retract_and_the_recompute_is_counted() -> None:

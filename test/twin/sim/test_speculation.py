@@ -56,7 +56,7 @@ class Closely(Watched):
     def _next_step_is_foreseen(self: Any, running_batch: Any) -> None:
         live = [place for place, req in enumerate(running_batch.reqs) if not req.finished()]
         reqs = [running_batch.reqs[place] for place in live]
-        table, rows = self.slo_book.table, self.slo_book.rows(reqs)
+        table, rows = self.slo_registry.table, self.slo_registry.rows(reqs)
         counts, left = (kv.slot_counts(reqs), kv.computed_counts(reqs)), table.remaining_tokens[rows]
         ours = table.step.growth_tokens(*counts, left, 1, table.tokens_per_step, page_tokens(self)).sum()
         assert ours == (running_batch.new_tokens_required_next_decode(live) if live else 0)
@@ -106,7 +106,7 @@ def test_where_stock_keeps_few_limits_ours_keeps_three_times_as_many() -> None:
 def test_whether_no_draft_or_every_draft_is_accepted_all_are_served(acceptance: float) -> None:
     # beside prefill a decode gives one token whatever is accepted
     result, _ = run(ample(acceptance), *EAGLE, "--slo-mix", "never")
-    each = Closely.last.slo_book.table.tokens_per_step
+    each = Closely.last.slo_registry.table.tokens_per_step
     assert each == 1.0 if acceptance == 0.0 else each > 3.0
     assert result.attainment >= 0.6
 

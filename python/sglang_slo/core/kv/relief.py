@@ -96,7 +96,7 @@ def scores(pool: Pool, rows: np.ndarray, by_area: bool) -> np.ndarray:
     return np.asarray(held * (held * first + second / 2))
 
 
-def slack_s(pool: Pool, rows: np.ndarray, model: LatencyModel, base_s: float) -> np.ndarray:
+def slack_s(pool: Pool, rows: np.ndarray, model: LatencyModel, ready_s: float) -> np.ndarray:
     """How long each of `rows` may be away and still be back in time, seconds; float[n], negative: not at all.
 
     Only of those whose rule allows pauses: under the rule that every gap counts there is none to spend.
@@ -107,19 +107,19 @@ def slack_s(pool: Pool, rows: np.ndarray, model: LatencyModel, base_s: float) ->
     pausable = (rule == GapRule.PACE) | ~np.isfinite(table.tbt_s[rows])
     p99 = (rule == GapRule.P99) & np.isfinite(table.tbt_s[rows]) & (table.spare_gaps(rows) > 0)
     due = np.where(p99, np.maximum(due, last + table.max_pause_s[rows]), due)
-    away = due - base_s - model.prefill_s_array(np.zeros(len(rows)), table.context_tokens(rows))
+    away = due - ready_s - model.prefill_s_array(np.zeros(len(rows)), table.context_tokens(rows))
     return np.asarray(np.where(pausable | p99, away, -math.inf))
 
 
 def groups(
-    pool: Pool, model: LatencyModel, base_s: float, victims: str, trusted: bool, protected: bool = False
+    pool: Pool, model: LatencyModel, ready_s: float, victims: str, trusted: bool, protected: bool = False
 ) -> Groups:
     """Who may leave, in the order of the module; `victims`: auto, kv, area or latest (`--slo-victims`).
 
     `protected`: instead, those who are left alone for a while (`stays_until_s`).
     """
     table, rows = pool.table, pool.decoding
-    allowed = pool.leavers.allowed & ((table.stays_until_s[rows] > base_s) == protected)
+    allowed = pool.leavers.allowed & ((table.stays_until_s[rows] > ready_s) == protected)
     if victims == "latest":
         positions = np.flatnonzero(allowed)
         latest = positions[np.argsort(-table.seq[rows[positions]])]
@@ -127,7 +127,7 @@ def groups(
     by_area = victims == "area" or (victims == "auto" and trusted)
     score = scores(pool, rows, by_area)
     feasible = table.feasible(rows)
-    slack = slack_s(pool, rows, model, base_s)
+    slack = slack_s(pool, rows, model, ready_s)
     spare = feasible & (slack >= MIN_SLACK_S)
     seq, importance = table.seq[rows], table.importance[rows]
 
@@ -152,7 +152,7 @@ class ReliefPlanner:
     def __init__(self, settings: ReliefSettings) -> None:
         self._settings = settings
 
-    def for_growth(self, pool: Pool, model: LatencyModel, base_s: float, trusted: bool) -> Relief:
+    def for_growth(self, pool: Pool, model: LatencyModel, ready_s: float, trusted: bool) -> Relief:
         """Victims, if the decodes are about to run out of KV: those who stay can then grow for `RELIEF_ITERATIONS`.
 
         Protected ones come last, and leave rather than that SGLang chooses: somebody has to.
@@ -164,9 +164,9 @@ class ReliefPlanner:
             return Relief()
         if pool.lasts(self._lead(pool, model)):
             return Relief()
-        order = groups(pool, model, base_s, self._settings.victims, trusted).all
+        order = groups(pool, model, ready_s, self._settings.victims, trusted).all
         if len(order) < len(rows) - 1:
-            stay = groups(pool, model, base_s, self._settings.victims, trusted, protected=True).all
+            stay = groups(pool, model, ready_s, self._settings.victims, trusted, protected=True).all
             order = np.concatenate((order, stay))
         order = order[: len(rows) - 1]
         growth = pool.growth_tokens(RELIEF_ITERATIONS)
@@ -189,11 +189,11 @@ class ReliefPlanner:
         seconds = model.iteration_s(decode_shape(len(contexts), int(contexts.sum()), verified=verified))
         return preemption.lead_iterations(copy_s, seconds)
 
-    def who_may_leave(self, pool: Pool, model: LatencyModel, base_s: float, trusted: bool) -> Groups | None:
+    def who_may_leave(self, pool: Pool, model: LatencyModel, ready_s: float, trusted: bool) -> Groups | None:
         """Those whom newcomers of this iteration may take the place of; None: nobody."""
         if "stock" in (self._settings.preempt, self._settings.kv) or len(pool.decoding) == 0:
             return None
-        return groups(pool, model, base_s, self._settings.victims, trusted)
+        return groups(pool, model, ready_s, self._settings.victims, trusted)
 
     def for_newcomer(
         self,

@@ -24,7 +24,7 @@ def returns(
     nearest_deadline_s: float,
     overdue: int,
     blocked: bool,
-    base_s: float,
+    ready_s: float,
 ) -> list[int]:
     """Rows that begin to return now, most urgent first.
 
@@ -34,7 +34,7 @@ def returns(
     """
     table, host = pool.table, pool.host
     back: list[int] = []
-    deadline = np.where(table.deadline_s[host.rows] >= base_s, table.deadline_s[host.rows], math.inf)
+    deadline = np.where(table.deadline_s[host.rows] >= ready_s, table.deadline_s[host.rows], math.inf)
     order = np.lexsort((table.seq[host.rows], deadline, host.rows != overdue))
     for place in order.tolist():
         row, tokens = int(host.rows[place]), int(host.tokens[place])

@@ -153,10 +153,10 @@ class Preemptor:
         return copy
 
     def _note(self, req: Req, mode: PreemptMode) -> None:
-        book, row = self._ports.requests, req.slo_row
-        book.withdraw(row)
-        book.table.deadline_s[row] = book.table.back_by_s(row)
-        book.table.preemptions[row] += 1
+        registry, row = self._ports.requests, req.slo_row
+        registry.drop_in_flight(row)
+        registry.table.deadline_s[row] = registry.table.back_by_s(row)
+        registry.table.preemptions[row] += 1
         self.counts[mode.value] += 1
         req.slo_computed_tokens = req.seqlen - 1
 
@@ -212,9 +212,9 @@ class Preemptor:
 
     def _pick_up(self, reqs: list[Req]) -> None:
         """Their next gap is short again; the long one since their last token counts, but calls for no hurry."""
-        table, rows, base_s = self._ports.requests.table, self._ports.rows(reqs), self._ports.base_s()
-        passed = table.last_token_s[rows] + table.tbt_s[rows] < base_s
-        table.last_token_s[rows[passed]] = base_s
+        table, rows, ready_s = self._ports.requests.table, self._ports.rows(reqs), self._ports.ready_s()
+        passed = table.last_token_s[rows] + table.tbt_s[rows] < ready_s
+        table.last_token_s[rows[passed]] = ready_s
 
     def settle(self) -> list[Req]:
         """This iteration's victims, whose place is in the queue from now on."""
@@ -238,12 +238,12 @@ class Preemptor:
 
     def retracted(self, req: Req) -> None:
         """SGLang's own retraction took `req` out."""
-        book, row = self._ports.requests, req.slo_row
+        registry, row = self._ports.requests, req.slo_row
         req.slo_computed_tokens = req.seqlen - 1
         self.counts["stock"] += 1
-        book.table.preemptions[row] += 1
-        book.withdraw(row)
-        book.table.deadline_s[row] = book.table.back_by_s(row)
+        registry.table.preemptions[row] += 1
+        registry.drop_in_flight(row)
+        registry.table.deadline_s[row] = registry.table.back_by_s(row)
 
     # -- for the scheduler
 

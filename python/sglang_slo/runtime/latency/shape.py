@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
-from sglang_slo.runtime.requests.registry import Launch, RequestBook
+from sglang_slo.runtime.requests.registry import Launch, RequestRegistry
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -63,16 +63,16 @@ def _loaded_tokens(batch: ScheduleBatch) -> int:
 
 
 def note_launch(
-    book: RequestBook, batch: ScheduleBatch, iteration: int, now_s: float, model: LatencyModel
+    registry: RequestRegistry, batch: ScheduleBatch, iteration: int, now_s: float, model: LatencyModel
 ) -> None:
     """A batch was launched: its requests' next token is predicted at its end."""
-    shape = batch_shape(batch, book.table.step.verified_tokens)
+    shape = batch_shape(batch, registry.table.step.verified_tokens)
     if (loaded := _loaded_tokens(batch)) > 0:
         shape = shape.loading(model.copy_s(loaded))
     predicted = model.iteration_s(shape)
-    seen = book.seen(token_getters(batch))
+    seen = registry.seen(token_getters(batch))
     rows, seqs = seen.rows, seen.seqs
     if not seen.whole:
         rows, seqs = rows[rows >= 0], seqs[rows >= 0]
-    end_s = book.base_s(now_s) + predicted
-    book.launch(Launch(iteration, rows, seqs, shape, now_s, predicted, end_s))
+    end_s = registry.ready_s(now_s) + predicted
+    registry.launch(Launch(iteration, rows, seqs, shape, now_s, predicted, end_s))

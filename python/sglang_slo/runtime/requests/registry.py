@@ -40,7 +40,7 @@ class Launch:
     predicted_s: float
     end_s: float
     duration_s: float | None = None  # measured
-    version: int = -1  # the book's when it was launched
+    version: int = -1  # the registry's when it was launched
     idle_s: float = 0.0  # how long the device had been idle when it was launched, as measured
 
 
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
     whole: bool  # whether each has a row
 
 
-class RequestBook:
+class RequestRegistry:
     """Rows of live requests, and the iterations whose end is not known yet."""
 
     def __init__(self, config: SloConfig, page_tokens: int = 1, step: DecodeStep = PLAIN) -> None:
@@ -263,7 +263,7 @@ class RequestBook:
             return launch.rows
         return launch.rows[self.table.seq[launch.rows] == launch.seqs]
 
-    def withdraw(self, row: int) -> None:
+    def drop_in_flight(self, row: int) -> None:
         """The request of `row` was taken out of the iterations on their way: no token will come from them."""
         for launch in self.inflight:
             if launch.version >= 0:
@@ -273,7 +273,7 @@ class RequestBook:
         self.table.last_token_s[row] = self.table.token_s[row]
         self.table.inflight_tokens[row] = 0
 
-    def base_s(self, now_s: float) -> float:
+    def ready_s(self, now_s: float) -> float:
         """When the iterations in flight are predicted to have ended, at least now."""
         return max(now_s, self.inflight[-1].end_s) if self.inflight else now_s
 

@@ -120,8 +120,8 @@ class Applier:
         self._turn_away([row for row in hopeless if row not in set(shed)], message(HOPELESS, late))
 
     def _turn_away(self, rows: list[int], told: str) -> None:
-        book, waiting = self._ports.requests, self._ports.waiting
-        refused = {book.reqs[row]: None for row in rows if row in book.reqs}
+        registry, waiting = self._ports.requests, self._ports.waiting
+        refused = {registry.reqs[row]: None for row in rows if row in registry.reqs}
         if refused:
             waiting.reqs = [req for req in waiting.reqs if req not in refused]
             self._end(refused, HTTPStatus.SERVICE_UNAVAILABLE, told, "shed")

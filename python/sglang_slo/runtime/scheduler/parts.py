@@ -20,7 +20,7 @@ from sglang_slo.runtime.latency.online_fit import OnlineFit
 from sglang_slo.runtime.ports import Agreed, Iteration, KvPool, Ports, Ranks, Tick, Trouble
 from sglang_slo.runtime.report.gauges import GaugeReader
 from sglang_slo.runtime.report.request_times import Reporter, metric_labels
-from sglang_slo.runtime.requests.registry import RequestBook
+from sglang_slo.runtime.requests.registry import RequestRegistry
 from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.engine import EngineBatches, EngineQueue
 from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
@@ -77,7 +77,7 @@ def ports_of(scheduler: Scheduler, config: SloConfig, model: LatencyModel, troub
     return Ports(
         kv=kv,
         waiting=EngineQueue(s),
-        requests=RequestBook(config, page_tokens, DecodeStep(*speculation.step(s))),
+        requests=RequestRegistry(config, page_tokens, DecodeStep(*speculation.step(s))),
         settings=config,
         batches=EngineBatches(s, kv),
         agreed=Agreed(Tick(clock.now(), confidence=config.confidence_high), model),

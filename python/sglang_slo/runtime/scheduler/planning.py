@@ -168,7 +168,7 @@ class Planning:
         seen = p.requests.seen(running_batch.reqs)
         if not seen.whole:
             return False
-        if not self._planner.all_decode(p.requests.table, seen.rows, p.base_s(), p.agreed.model):
+        if not self._planner.all_decode(p.requests.table, seen.rows, p.ready_s(), p.agreed.model):
             return False
         p.iteration.next_in_line = []
         if len(self._pins):

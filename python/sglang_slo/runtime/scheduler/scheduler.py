@@ -67,7 +67,7 @@ class SloScheduler(stock.Scheduler):
         overlap = self.enable_overlap and not self.slo_forward_blocks
         parts = self.slo_parts = build(self, self.slo_config, startup_model(self), overlap)
         self.slo_ports, self.slo_news, self.slo_planning = parts.ports, parts.news, parts.planning
-        self.slo_book, self.slo_preempt, self.slo_pins = parts.ports.requests, parts.preempt, parts.pins
+        self.slo_registry, self.slo_preempt, self.slo_pins = parts.ports.requests, parts.preempt, parts.pins
         self.slo_fit, self.slo_planner, self.slo_viewer = parts.fit, parts.planner, parts.viewer
         self.slo_observer, self.slo_reporter = parts.observer, parts.reporter
         self.slo_lengths, self.slo_lifecycle = parts.lengths, parts.lifecycle
@@ -230,7 +230,7 @@ class SloScheduler(stock.Scheduler):
         result = super().run_batch(batch, *args, **kwargs)
         if self.slo_on:
             with self._noting("a launch"):
-                note_launch(self.slo_book, batch, self.forward_ct, self.slo_tick.now_s, self.slo_model)
+                note_launch(self.slo_registry, batch, self.forward_ct, self.slo_tick.now_s, self.slo_model)
             if self.slo_forward_blocks:
                 self.slo_news.ended.append((self.forward_ct, clock.now()))
         return result
@@ -283,7 +283,7 @@ class SloScheduler(stock.Scheduler):
 
     def on_idle(self) -> None:
         """SGLang's housekeeping; who was aborted in the last batch ends, and the windows of the metrics go on sliding."""
-        if self.slo_on and self.slo_book.reqs:
+        if self.slo_on and self.slo_registry.reqs:
             with self._noting("idleness"):
                 self.slo_lifecycle.sweep(None, self.slo_preempt)
         super().on_idle()

@@ -56,14 +56,14 @@ class Viewer:
     def view(self, running_batch: ScheduleBatch) -> View:
         """What the next plan is made from. SGLang has merged its batches; at most one iteration is in flight."""
         p = self._ports
-        book, table, cut = p.requests, p.requests.table, p.waiting.cut
+        registry, table, cut = p.requests, p.requests.table, p.waiting.cut
         if p.settings.order == "stock":
             p.waiting.order(running_batch)
         self._all_known([*running_batch.reqs, *([] if cut is None else [cut])])
         if cut is not None:
             table.history_tokens[cut.slo_row], table.host_tokens[cut.slo_row] = kv.prefix_tokens(cut), 0
         waiting = self._waiting_rows()
-        decoding = book.rows(running_batch.reqs)
+        decoding = registry.rows(running_batch.reqs)
         self._bound_lengths(decoding)
         splittable = bool(table.splittable[decoding].all())
         may_split = splittable and (running_batch.is_empty() or batches.can_split(running_batch))
@@ -71,12 +71,12 @@ class Viewer:
             table=table,
             waiting=waiting,
             may_sit_out=may_split,
-            base_s=p.base_s(),
+            ready_s=p.ready_s(),
             model=p.agreed.model,
             pool=self.pool(running_batch, decoding, waiting),
             request_slots=p.batches.request_slots(len(running_batch.reqs)),
             most_chunk_tokens=p.batches.chunk_tokens or 1 << 30,
-            tightest_ttft_s=book.recent_ttft.tightest_s(p.agreed.now_s),
+            tightest_ttft_s=registry.recent_ttft.tightest_s(p.agreed.now_s),
             lengths_trusted=p.agreed.tick.lengths_trusted,
         )
 
@@ -164,21 +164,21 @@ class Viewer:
 
     def _waiting_rows(self) -> np.ndarray:
         """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""
-        book, waiting = self._ports.requests, self._ports.waiting
+        registry, waiting = self._ports.requests, self._ports.waiting
         queue, cut = waiting.reqs, waiting.cut
         by_deadline = self._ports.settings.order != "stock"
-        rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
+        rows = registry.waiting_rows(queue) if by_deadline else registry.rows(queue)
         if len(rows) and rows.min() < 0:  # one came in on a path of SGLang's own
             for req in queue:
                 if req.slo_row < 0:
                     self._open(req)
-            rows = book.waiting_rows(queue) if by_deadline else book.rows(queue)
+            rows = registry.waiting_rows(queue) if by_deadline else registry.rows(queue)
         if tree.has_storage(self._ports.kv.tree):
-            rows = np.array([row for row in rows if self._look_up.ready(book.reqs[row])], np.int64)
+            rows = np.array([row for row in rows if self._look_up.ready(registry.reqs[row])], np.int64)
         if cut is None:
             return rows
         if by_deadline:
-            return inserted(rows, cut.slo_row, book.table.deadline_s, book.table.seq)
+            return inserted(rows, cut.slo_row, registry.table.deadline_s, registry.table.seq)
         return np.concatenate(([cut.slo_row], rows))
 
     def arrived(self, req: Req) -> None:
