@@ -85,7 +85,9 @@ def main() -> None:
         figures["finish 1 request"] = timed(
             lambda: predicted(service, 1)[0], lambda r: service.finished(r, 100)
         )
-        figures["remaining of 512"] = timed(running, lambda args: remaining_tokens(*args, 0.9))
+        figures["remaining of 512"] = timed(
+            running, lambda made: remaining_tokens(made[0], made[1], made[2], 0.9)
+        )
         figures["million"] = stream(service, options.stream, Path(folder))
     if options.json:
         print(json.dumps(figures))

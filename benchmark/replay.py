@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from child_process import ChildError
 from client import replay
-from servers import ServerError, end_cleanly, server
+from servers import end_cleanly, server
 from sglang_slo.twin import plot
 from sglang_slo.twin.result.report import share_with_spread, spread
 from sglang_slo.twin.result.run_result import RunResult
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         sides = _sides(args, shared)
         results = _run(alternating(sides, args.rounds), workload, args.out)
-    except (WorkloadError, ServerError, ValueError) as error:
+    except (WorkloadError, ChildError, ValueError) as error:
         print(f"replay.py: {error}", file=sys.stderr)
         return 2
     names = [side.name for side in sides]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from child_process import ChildError
 from client import slo_field
 from replay import NAMES, Side, _run, alternating
-from servers import ServerError, end_cleanly
+from servers import end_cleanly
 from sglang_slo.twin.result.run_result import RunResult
 from sglang_slo.twin.workloads.workload import Workload, WorkloadError, load_workload
 
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         workload = load_workload(args.workload, load=args.load)
         sides = [Side(name, kind, tuple(shared)) for kind, name in NAMES.items()]
         results = _run(alternating(sides, args.rounds), workload, args.out)
-    except (WorkloadError, ServerError) as error:
+    except (WorkloadError, ChildError) as error:
         print(f"rules.py: {error}", file=sys.stderr)
         return 2
     print(

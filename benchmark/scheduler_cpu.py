@@ -55,8 +55,8 @@ TWINS_OWN = (
 
 
 # What a workload holds of each request: always, and where its trace has it.
-PER_REQUEST = ("class_id", "arrival_s", "input_tokens", "output_tokens", "blocks")
-PER_REQUEST += ("callers", "texts", "declared_tokens", "features")
+OF_SOME_TRACES = ("callers", "texts", "declared_tokens", "features")
+PER_REQUEST = ("class_id", "arrival_s", "input_tokens", "output_tokens", "blocks", *OF_SOME_TRACES)
 
 
 class Meter:
@@ -167,6 +167,7 @@ def crowd(running: int, waiting: int, kv_short: bool = False) -> Workload:
     base = load_workload("mix-generated", max_requests=8)
     n = running + waiting
     first = np.arange(n) < running
+    nothing: dict[str, Any] = dict.fromkeys(OF_SOME_TRACES)
     return replace(
         base,
         name="crowd",
@@ -175,7 +176,7 @@ def crowd(running: int, waiting: int, kv_short: bool = False) -> Workload:
         input_tokens=np.where(first, 64, 512 + np.arange(n) % 1024),
         output_tokens=np.where(first, 400, 16),
         blocks=[None] * n,
-        **dict.fromkeys(PER_REQUEST[5:]),
+        **nothing,
         profile=replace(base.profile, kv_capacity_tokens=running * 250 if kv_short else 1 << 20),
     )
 
@@ -223,7 +224,7 @@ def planning_cost(running: int, waiting: int, argv: list[str]) -> dict[str, floa
         found, _ = nnls(design * weight[:, None], seconds * weight)
         error = np.abs(design @ found / seconds - 1)
         weight = 1 / seconds / np.sqrt(np.maximum(error, 0.01))
-    names = ("ready_s", "running_s", "waiting_s", "kv_short_s")
+    names = ("base_s", "running_s", "waiting_s", "kv_short_s")
     return {**dict(zip(names, found.tolist(), strict=True)), "median_error": float(np.median(error))}
 
 
@@ -291,7 +292,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--stock", default="", help="flags of stock, in one word (default: none)")
-    args, args.flags = parser.parse_known_args()
+    args, flags = parser.parse_known_args()
+    args.flags = flags
     args.stock = shlex.split(args.stock)
     if args.profile:
         profile(args)

@@ -10,22 +10,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from child_process import Child, free_port
 
 MODULES = {"stock": "sglang.launch_server", "slo": "sglang_slo.launch_server"}
 START_S = 600.0
-
-
-class ServerError(RuntimeError):
-    """The server did not come up; the message ends with the last lines of its log."""
 
 
 def end_cleanly() -> None:
@@ -37,24 +30,17 @@ def end_cleanly() -> None:
 def server(
     kind: str, flags: Sequence[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
-    """A running server's URL. `log` receives all its output. Raises ServerError."""
+    """A running server's URL. `log` receives all its output. Raises ChildError."""
     port = free_port()
     command = [sys.executable, "-m", MODULES[kind], *with_model(list(flags)), "--port", str(port)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
+    log.unlink(missing_ok=True)
+    child = Child(command, log, {**os.environ, **(environment or {})})
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait(url, process, log)
+        child.answering(url + "/health_generate", START_S)
         yield url
     finally:
-        _stop(process)
+        child.stop()
 
 
 def with_model(flags: list[str]) -> list[str]:
@@ -67,39 +53,3 @@ def with_model(flags: list[str]) -> list[str]:
     if "--max-total-tokens" not in flags:
         extra += ["--max-total-tokens", "65536"]
     return [*flags, *extra]
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerError(f"the server ended with status {process.returncode}:\n{_tail(log)}")
-        try:
-            with urllib.request.urlopen(url + "/health_generate", timeout=30) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.5)
-    raise ServerError(f"the server did not answer within {START_S:.0f} s:\n{_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """The launcher first, which takes its children down; then whatever is left of its session."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -33,8 +33,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from child_process import ChildError
 from client import replay, slo_field
-from servers import ServerError, end_cleanly, server
+from servers import end_cleanly, server
 from sglang_slo.core.latency import ProfileError
 from sglang_slo.core.slo import Slo
 from sglang_slo.measuring import MEASURE_ENV, describe
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         found = check(args, [*SAME_FLAGS, *flags])
-    except (ServerError, WorkloadError, ProfileError, ValueError, OSError) as error:
+    except (ChildError, WorkloadError, ProfileError, ValueError, OSError) as error:
         print(f"truth.py: {error}", file=sys.stderr)
         return 2
     for figure in found:

@@ -8,8 +8,6 @@ import functools
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ import pytest
 import requests
 from hypothesis import settings
 
+from child_process import Child, free_port
 from sglang_slo.core.latency import Coefficients, LatencyModel
 
 # a busy machine is no failure: what a test claims never depends on time
@@ -44,38 +43,16 @@ CLASSES = """classes:
 PROFILE = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="test", measured=True)
 
 
-class Server:
+class Server(Child):
     """A server in a process of its own; `url`, its log, and how to ask it something."""
 
     def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
-        self.log = log
         self.request_log = log.with_name("requests.jsonl")  # where it was asked for
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [*command, "--port", str(self.port)],
-                env={"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": str(PATIENCE_S), **os.environ, **env},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self) -> None:
-        """Until it answers. Raises RuntimeError with the end of its log."""
-        deadline = time.monotonic() + START_LIMIT_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(requests.RequestException):
-                if requests.get(self.url + "/health", timeout=5).status_code == 200:
-                    return
-            time.sleep(0.5)
-        raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-4000:]}")
-
-    def stop(self) -> None:
-        """End the server and all of its processes."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        log.unlink(missing_ok=True)
+        patient = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": str(PATIENCE_S)}
+        super().__init__([*command, "--port", str(self.port)], log, {**patient, **os.environ, **env})
 
     def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> requests.Response:
         """POST `body` as JSON (text: as it is)."""
@@ -106,13 +83,6 @@ class Server:
         return requests.get(self.url + "/slo/status", timeout=60).json()
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(
     folder: Path, *flags: str, python: Sequence[str] = LAUNCH, env: dict[str, str] | None = None
@@ -127,10 +97,10 @@ def running(
     command = [sys.executable, *python, *flags]
     server = Server(command, env or {}, folder / "server.log")
     try:
-        server.wait()
+        server.answering(server.url + "/health", START_LIMIT_S)
         yield server
     finally:
-        server.stop()
+        server.stop(grace_s=0)
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from campaign.serving import Answer, Check, Client, Serving, serving
 
+Told = dict[str, Any]  # what /slo/status tells of a replica
 SMALL = ["--max-total-tokens", "4000"]
 DISK = "96k"  # of the disk that fills up
 STOP_S = 5.0
@@ -77,7 +79,7 @@ def killed_training(folder: Path) -> Check:
     killed = 0
     with serving("slo", flags, folder / "killed-training.log") as server:
         total: Counter[str] = Counter()
-        status = {}
+        status: Told = {}
         for _ in range(12):
             told, status = asyncio.run(_serve(server, 120))
             total += told
@@ -101,8 +103,8 @@ def shared_models(folder: Path) -> Check:
         serving("slo", flags, folder / "shared-2.log") as two,
     ):
 
-        async def both() -> list[tuple[Counter[str], dict]]:  # type: ignore[type-arg]
-            return await asyncio.gather(_serve(one, 500), _serve(two, 500))
+        async def both() -> list[tuple[Counter[str], Told]]:
+            return list(await asyncio.gather(_serve(one, 500), _serve(two, 500)))
 
         (told, status), (told2, status2) = asyncio.run(both())
     with serving("slo", flags, folder / "shared-3.log") as third:
@@ -118,7 +120,7 @@ def stalled_readers(folder: Path, count: int = 40) -> Check:
     """Clients that ask for a stream and never read it."""
     with serving("slo", SMALL, folder / "stalled.log") as server:
 
-        async def go() -> tuple[Counter[str], dict]:  # type: ignore[type-arg]
+        async def go() -> tuple[Counter[str], Told]:
             host, port = server.url.removeprefix("http://").split(":")
             body = b'{"text":"a","stream":true,"sampling_params":{"max_new_tokens":400,"ignore_eos":true}}'
             head = f"POST /generate HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: "
@@ -222,11 +224,11 @@ def _told(answers: list[Answer]) -> Counter[str]:
     return Counter(str(a.status or a.body) for a in answers)
 
 
-def _plans(status: dict) -> str:  # type: ignore[type-arg]
+def _plans(status: Told) -> str:
     return f"{(status.get('fallbacks') or {}).get('count')} fallbacks, {status.get('observer_errors')} errors in observing"
 
 
-async def _serve(server: Serving, count: int) -> tuple[Counter[str], dict]:  # type: ignore[type-arg]
+async def _serve(server: Serving, count: int) -> tuple[Counter[str], Told]:
     """So many short requests, sixteen at a time; what was answered and what /slo/status tells then."""
     async with Client(server.url, 16) as client:
         told: Counter[str] = Counter()

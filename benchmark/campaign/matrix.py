@@ -101,7 +101,8 @@ async def _burst(url: str, wanted: dict[str, dict[str, Any]]) -> tuple[dict[str,
         async def one(n: int, fields: dict[str, Any]) -> Any:
             await asyncio.sleep(0.03 * n)
             limits = LIMITS[n % len(LIMITS)]
-            return _slim(await client.generate(**_fields(fields), **({"slo": limits} if limits else {})))
+            said: dict[str, Any] = {"slo": limits} if limits else {}
+            return _slim(await client.generate(**_fields(fields), **said))
 
         names = list(wanted)
         random.Random(1).shuffle(names)

@@ -59,7 +59,10 @@ def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The findings of several seeds as those of one."""
     tally = Tally()
     for run in runs:
-        tally.add(Tally(**{k: Counter(v) if isinstance(v, dict) else v for k, v in run["tally"].items()}))
+        counts: dict[str, Any] = {
+            k: Counter(v) if isinstance(v, dict) else v for k, v in run["tally"].items()
+        }
+        tally.add(Tally(**counts))
     return {
         "tally": vars(tally),
         "kinds": sum((Counter(run["kinds"]) for run in runs), Counter()),

@@ -67,7 +67,7 @@ async def soaked(server: Serving, seconds: float, seed: int, say: Callable[[str]
 async def _client(client: Client, rng: random.Random, end: float, counts: Counter[str]) -> None:
     while time.monotonic() < end:
         kind = rng.choice(list(KINDS))
-        fields = {
+        fields: dict[str, Any] = {
             k: (dict(v) if isinstance(v, dict) else v)
             for k, v in KINDS[kind].items()
             if k != "return_hidden_states"

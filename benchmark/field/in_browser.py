@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import expect, sync_playwright  # type: ignore[import-not-found]
+from playwright.sync_api import expect, sync_playwright
 
 SIZES = {"wide": (1280, 900), "narrow": (400, 900)}
 

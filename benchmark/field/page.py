@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -42,7 +43,11 @@ def main() -> int:
     flags = ["--api-key", KEY, "--sleep-on-idle", "--slo-config", str(folder / "slo.yaml")]
     with server("slo", flags, folder / "server.log") as url:
         for name in ("chat", "read", "hopeless", "chat"):
-            body = {"text": "Hello", "sampling_params": {"max_new_tokens": 12}, "slo": {"class": name}}
+            body: dict[str, Any] = {
+                "text": "Hello",
+                "sampling_params": {"max_new_tokens": 12},
+                "slo": {"class": name},
+            }
             answer = requests.post(
                 url + "/generate", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=120
             )

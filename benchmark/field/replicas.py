@@ -30,8 +30,9 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from child_process import free_port
 from field.tools import python_of, running, version_of
-from servers import end_cleanly, free_port, server
+from servers import end_cleanly, server
 
 START = Path(__file__).resolve().parents[2] / "deploy" / "ray" / "start.py"
 PATIENCE_S = 900.0  # of clients: other work may stop this machine for minutes
@@ -148,7 +149,7 @@ def through_router(url: str, logs: list[Path], count: int = 24) -> str:
     before = [len(rows(log)) for log in logs]
     statuses: Counter[int] = Counter()
     for i in range(count):
-        body = {
+        body: dict[str, Any] = {
             "model": "demo",
             "messages": [{"role": "user", "content": f"{i} Hello"}],
             "max_tokens": 8,

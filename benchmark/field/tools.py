@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from child_process import Child, ChildError
 
 HERE = Path(__file__).resolve().parent
 START_S = 300.0
 
 
-class ToolError(RuntimeError):
-    """A tool that did not do its work; the message ends with the last lines of its log."""
-
-
 def python_of(tool: str) -> Path:
-    """The python of a tool's environment, which is made first. Raises ToolError."""
+    """The python of a tool's environment, which is made first. Raises ChildError."""
     done = subprocess.run([HERE / "env.sh", tool], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise ToolError(f"env.sh {tool} ended with status {done.returncode}")
+        raise ChildError(f"env.sh {tool} ended with status {done.returncode}")
     return Path(done.stdout.splitlines()[-1])
 
 
@@ -41,65 +35,28 @@ def version_of(tool: str, package: str = "") -> str:
 
 
 def run(command: Sequence[str], log: Path, limit_s: float, env: dict[str, str] | None = None) -> None:
-    """A program to its end. Raises ToolError."""
-    with log.open("wb") as out:
-        process = _start(command, out, env or {})
-        try:
-            process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            raise ToolError(f"{command[0]}: not done in {limit_s:g} s:\n{tail(log)}") from None
-        finally:
-            _stop(process)
-    if process.returncode:
-        raise ToolError(f"{command[0]} ended with status {process.returncode}:\n{tail(log)}")
+    """A program to its end. Raises ChildError."""
+    child = _child(command, log, env)
+    try:
+        child.finished(limit_s)
+    finally:
+        child.stop()
 
 
 @contextmanager
 def running(
     command: Sequence[str], ready_url: str, log: Path, env: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """A program that serves, once `ready_url` answers. Raises ToolError."""
-    with log.open("wb") as out:
-        process = _start(command, out, env or {})
+    """A program that serves, once `ready_url` answers. Raises ChildError."""
+    child = _child(command, log, env)
     try:
-        deadline = time.monotonic() + START_S
-        while not _answers(ready_url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise ToolError(f"{command[0]} does not answer:\n{tail(log)}")
-            time.sleep(0.3)
+        child.answering(ready_url, START_S)
         yield
     finally:
-        _stop(process)
+        child.stop()
 
 
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-
-
-def _start(command: Sequence[str], out: object, env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _child(command: Sequence[str], log: Path, env: dict[str, str] | None) -> Child:
     outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    return subprocess.Popen(
-        list(command),
-        stdout=out,  # type: ignore[arg-type]
-        stderr=subprocess.STDOUT,
-        env={**outside, "HF_HUB_OFFLINE": "1", **env},
-        start_new_session=True,
-    )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    log.unlink(missing_ok=True)
+    return Child(command, log, {**outside, "HF_HUB_OFFLINE": "1", **(env or {})})

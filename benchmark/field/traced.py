@@ -16,6 +16,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -85,7 +86,11 @@ def main() -> int:
     env = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
     env["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     with server("slo", flags, folder / "server.log", env) as url:
-        body = {"text": "Hello", "sampling_params": {"max_new_tokens": 8}, "slo": {"class": "chat"}}
+        body: dict[str, Any] = {
+            "text": "Hello",
+            "sampling_params": {"max_new_tokens": 8},
+            "slo": {"class": "chat"},
+        }
         requests.post(url + "/generate", json=body, timeout=120).raise_for_status()
         time.sleep(3)
     spans = sorted(folder.glob("spans-*.bin"))

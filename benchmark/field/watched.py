@@ -28,8 +28,9 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from child_process import free_port
 from field.tools import running
-from servers import end_cleanly, free_port, server
+from servers import end_cleanly, server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"

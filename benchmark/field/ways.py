@@ -24,8 +24,9 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from child_process import free_port
 from field.tools import program_of, python_of, running, version_of
-from servers import end_cleanly, free_port, server
+from servers import end_cleanly, server
 
 KEY = "sk-0123456789abcdef0123456789abcdef"  # LiteLLM does not start without
 TTFT_MS = 123456  # said in numbers; what says a class says CLASS

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import results
+from child_process import ChildError
 from pieces import SCENES, Setup
 from replay import Side, alternating, pooled, ratio, report
-from servers import ServerError, server, with_model
+from servers import server, with_model
 from sglang_slo.core.slo import Slo
 from sglang_slo.twin.devices.profiles import DATA
 from sglang_slo.twin.result.requests import empty_requests
@@ -65,7 +66,7 @@ def test_both_servers_get_a_model_and_a_named_one_is_left_alone() -> None:
 @pytest.mark.server
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     flags = ["--model-path", str(tmp_path), "--no-such-flag"]
-    with pytest.raises(ServerError, match="no-such-flag"), server("stock", flags, tmp_path / "log"):
+    with pytest.raises(ChildError, match="no-such-flag"), server("stock", flags, tmp_path / "log"):
         pass
 
 

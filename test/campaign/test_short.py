@@ -12,7 +12,7 @@ from campaign.fuzz import fuzzed
 from campaign.known import KNOWN
 from campaign.sweep import Order, campaign
 
-SEED = 11
+SEED = 7  # its first world is a crowded one
 LONG = bool(os.environ.get("SGLANG_SLO_CAMPAIGN"))
 REQUESTS = 20_000 if LONG else 1200  # of the short form, in one world
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from child_process import free_port
 from gpurun.model import KV_BYTES_PER_TOKEN, WEIGHT_BYTES, model_folder
-from gpurun.server import OURS, STOCK, Arm, Server, free_port
+from gpurun.server import OURS, STOCK, Arm, Server
 
 HOME = Path(__file__).resolve().parents[3]  # of the unpacked bundle, or of the checkout
 CUDA_OVERHEAD_BYTES = 6e9  # CUDA context, graphs and activations of one server

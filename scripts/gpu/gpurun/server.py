@@ -4,26 +4,20 @@ trace.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from child_process import Child, ChildError, tail
 
 STOCK, OURS = "sglang.launch_server", "sglang_slo.launch_server"
 POLL_S = 0.25
-
-
-class ServerError(RuntimeError):
-    """A server that did not come up or went away; the message ends with the tail of its log."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,7 @@ class Server:
     port: int
     log: Path
     start_s: float = 0.0  # process start to healthy
-    process: subprocess.Popen[bytes] | None = None
-    _sink: IO[bytes] | None = field(default=None, repr=False)
+    child: Child | None = None
 
     @property
     def url(self) -> str:
@@ -52,23 +45,16 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, flags: list[str], env: dict[str, str], limit_s: float) -> Server:
-        """Start and wait until it answers. Raises ServerError after `limit_s` or if it ends first."""
+        """Start and wait until it answers. Raises ChildError after `limit_s` or if it ends first."""
         command = [sys.executable, "-m", self.arm.module, *flags, *self.arm.flags, "--port", str(self.port)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = self.log.open("ab")
-        self._sink.write((" ".join(command) + "\n").encode())
-        self._sink.flush()
+        with self.log.open("a") as log:
+            log.write(" ".join(command) + "\n")
         begin = time.monotonic()
-        self.process = subprocess.Popen(
-            command, env={**os.environ, **env}, stdout=self._sink, stderr=subprocess.STDOUT
-        )
+        # in this session: who ends the run ends its servers
+        self.child = Child(command, self.log, {**os.environ, **env}, session=False)
         try:
-            while not self._healthy():
-                if self.process.poll() is not None:
-                    raise ServerError(f"{self.arm.name}: ended with {self.process.returncode}\n{self.tail()}")
-                if time.monotonic() - begin > limit_s:
-                    raise ServerError(f"{self.arm.name}: not up after {limit_s:.0f} s\n{self.tail()}")
-                time.sleep(POLL_S)
+            self.child.answering(self.url + "/health", limit_s)
         except BaseException:
             self.stop()
             raise
@@ -77,24 +63,9 @@ class Server:
 
     def stop(self) -> None:
         """End the process and all its children."""
-        import psutil
-
-        if self.process is None:
-            return
-        try:
-            family = psutil.Process(self.process.pid)
-            members = [*family.children(recursive=True), family]
-        except psutil.NoSuchProcess:
-            members = []
-        for member in reversed(members):
-            _signal(member, signal.SIGTERM)
-        _, alive = psutil.wait_procs(members, timeout=10)
-        for member in alive:
-            _signal(member, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
-        if self._sink:
-            self._sink.close()
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
 
     def get(self, path: str, limit_s: float = 30.0) -> str:
         """Body of a GET. Raises OSError."""
@@ -113,14 +84,14 @@ class Server:
             return text
 
     def flush(self) -> None:
-        """Empty the prefix cache: no run profits from the one before. Raises ServerError."""
+        """Empty the prefix cache: no run profits from the one before. Raises ChildError."""
         for _ in range(40):
             try:
                 self.post("/flush_cache")
                 return
             except urllib.error.HTTPError:  # requests are still leaving
                 time.sleep(POLL_S)
-        raise ServerError(f"{self.arm.name}: the cache could not be flushed\n{self.tail()}")
+        raise ChildError(f"{self.arm.name}: the cache could not be flushed\n{tail(self.log)}")
 
     def counters(self) -> dict[str, float]:
         """Prometheus samples by name, summed over labels; empty if the server has no /metrics."""
@@ -136,17 +107,6 @@ class Server:
         except (OSError, ValueError):
             return None
 
-    def tail(self, lines: int = 25) -> str:
-        """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
-    def _healthy(self) -> bool:
-        try:
-            self.get("/health", limit_s=5)
-            return True
-        except OSError:
-            return False
-
 
 def sums(exposition: str) -> dict[str, float]:
     """Samples of a Prometheus page by metric name, summed over labels; unreadable lines left out."""
@@ -161,17 +121,3 @@ def sums(exposition: str) -> dict[str, float]:
         except ValueError:
             continue
     return total
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _signal(member: Any, which: int) -> None:
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        member.send_signal(which)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from child_process import tail
 from gpurun.run import ARMS, Run
 from gpurun.server import OURS, Server
 
@@ -64,7 +65,7 @@ def replay(run: Run, server: Server, workload: Path, load: float, requests: int)
     work = load_workload(str(workload), load=load, data=run.data, max_requests=requests)
     result = over_http(work, server.url, server.arm.name)
     if result.notes["errors"] >= len(work):
-        raise RuntimeError(f"{server.arm.name}: all {len(work)} requests failed\n{server.tail()}")
+        raise RuntimeError(f"{server.arm.name}: all {len(work)} requests failed\n{tail(server.log)}")
     return dict(json.loads(result.to_json()))
 
 

@@ -20,14 +20,14 @@ FILE = DATA / "planning.json"
 class PlanningCost:
     """Seconds: of any planning, more per running and per waiting request, and more where KV is short."""
 
-    ready_s: float
+    base_s: float
     running_s: float
     waiting_s: float
     kv_short_s: float
 
     def seconds(self, running: int, waiting: int, kv_short: bool) -> float:
         """Of one planning with so many running and waiting requests."""
-        return self.ready_s + self.running_s * running + self.waiting_s * waiting + self.kv_short_s * kv_short
+        return self.base_s + self.running_s * running + self.waiting_s * waiting + self.kv_short_s * kv_short
 
 
 @lru_cache(maxsize=1)
