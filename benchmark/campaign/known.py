@@ -82,6 +82,9 @@ KNOWN: dict[str, str] = {
     "requests that stock scheduling began while rows could not be given": (
         "runtime/scheduler/test_trouble.py::test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given"
     ),
+    "a prompt set aside and begun again by stock scheduling while a piece of it is in flight": (
+        "runtime/kv/test_park.py::test_one_that_stock_scheduling_begins_again_at_once_has_stocks_tokens"
+    ),
     "a body so deep that SGLang cannot quote it": (
         "server_edge/test_ingress.py::test_a_body_too_deep_to_be_quoted_is_a_400"
     ),

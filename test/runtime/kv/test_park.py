@@ -13,6 +13,7 @@ import pytest
 from sglang.srt.managers.io_struct import AbortReq
 
 import real_scheduler as real
+from sglang_slo.runtime.kv.held import HeldPrefills
 
 FLAGS = ["--max-total-tokens", "2000", "--chunked-prefill-size", "32", "--slo-length", "none"]
 TIGHT = {"custom_params": {"slo": {"ttft_ms": 1000.0}}}
@@ -81,6 +82,34 @@ def _broken_once(scheduler: Any) -> None:
         raise RuntimeError("broken")
 
     planner.plan = broken
+
+
+@each_cache
+@pytest.mark.parametrize("overlap", OVERLAP)
+def test_one_that_stock_scheduling_begins_again_at_once_has_stocks_tokens(
+    overlap: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set aside, then planning raises: its chunk in flight gives it no token when its next one is launched."""
+    script = _ParksTheLong([], prompt=20)  # stock's chunk has room for a piece of the long one behind it
+    make_room, cut, failed = HeldPrefills.make_room, [], []
+
+    def fails(self: HeldPrefills, *args: Any, **kwargs: Any) -> Any:
+        if cut and getattr(cut[0], "slo_parked", 0) and not failed:
+            failed.append(1)
+            raise RuntimeError("broken")
+        return make_room(self, *args, **kwargs)
+
+    def scripted(scheduler: Any, iteration: int) -> list[Any]:
+        if scheduler.chunked_req is not None and not cut:
+            cut.append(scheduler.chunked_req)
+        return script(scheduler, iteration)
+
+    monkeypatch.setattr(HeldPrefills, "make_room", fails)
+    run = real.run(scripted, 2, [*FLAGS, *OVERLAP[overlap], *CACHE[cache]], tmp_path)
+    long, short = real.prompts(2, 600)
+    again = [real.request("long", long, 8), real.request("short", short[:20], 8)]
+    assert failed and run.scheduler.slo_observer.snapshot(0.0)["fallbacks"]["count"] == 1
+    assert run.tokens == real.run(real.all_at_once(again), 2, FLAGS[:2], tmp_path, False).tokens
 
 
 def _all_slots_taken(scheduler: Any) -> None:

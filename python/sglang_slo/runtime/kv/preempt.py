@@ -49,7 +49,7 @@ class Preemptor:
     ) -> None:
         self.counts: Counter[str] = Counter()  # preemptions by mode; "stock": SGLang's retractions
         self.swap_ins = 0
-        self.line = SwapLine(ports, pool, self._queue_again) if pool is not None else None
+        self.line = SwapLine(ports, pool, self.queue_again) if pool is not None else None
         self.cost = SwapCost(self.line, link)
         self.leaving: list[Req] = []  # back in the queue as soon as nothing of theirs is in flight
         self._ports, self._kv, self._pins, self._lora = ports, ports.kv, pins, lora
@@ -167,7 +167,7 @@ class Preemptor:
             return
         tree.release(self._kv.tree, req, keep=mode is PreemptMode.KEEP)
         req.reset_for_retract()
-        self.leaving.append(req)
+        self.queue_again(req)
 
     def _iteration_s(self, reqs: list[Req]) -> float:
         context, verified = sum(req.seqlen for req in reqs), self._ports.requests.table.step.verified_tokens
@@ -178,7 +178,7 @@ class Preemptor:
         req = self._ports.waiting.cut
         if req is not None:
             release_parked(self._ports, req)
-            self.leaving.append(req)
+            self.queue_again(req)
 
     # -- back
 
@@ -251,7 +251,8 @@ class Preemptor:
         """Host KV used and there, and from which context on swapping pays; tokens."""
         return self.cost.figures(self._ports.agreed.model)
 
-    def _queue_again(self, req: Req) -> None:
+    def queue_again(self, req: Req) -> None:
+        """Back in the queue when this iteration is planned."""
         self.leaving.append(req)
 
     def alive(self) -> list[Req]:

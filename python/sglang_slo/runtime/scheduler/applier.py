@@ -25,12 +25,22 @@ if TYPE_CHECKING:
 
 
 class Applier:
-    """Applies plans to one scheduler. `ended` is told of each request that was refused, and how it ended."""
+    """Applies plans to one scheduler.
+
+    `queue_again` takes a request that may be in the queue from the next iteration on; `ended` is told of each request that
+    was refused, and how it ended.
+    """
 
     def __init__(
-        self, ports: Ports, prefixes: PrefixLookUp, held: HeldPrefills, ended: Callable[[Req, Finish], None]
+        self,
+        ports: Ports,
+        prefixes: PrefixLookUp,
+        held: HeldPrefills,
+        queue_again: Callable[[Req], None],
+        ended: Callable[[Req, Finish], None],
     ) -> None:
-        self._ports, self._prefixes, self._held, self._ended = ports, prefixes, held, ended
+        self._ports, self._prefixes, self._held = ports, prefixes, held
+        self._queue_again, self._ended = queue_again, ended
 
     def prefill(
         self, plan: IterationPlan, planned: dict[Req, int], running_batch: ScheduleBatch
@@ -103,9 +113,12 @@ class Applier:
         """
         if tree.shares_prefixes(self._ports.kv.tree):
             release_parked(self._ports, req)
-        else:
-            self._held.hold(req)
-            self._ports.waiting.cut = None
+            self._queue_again(
+                req
+            )  # SGLang would take the result of a chunk in flight for that of its next one
+            return
+        self._held.hold(req)
+        self._ports.waiting.cut = None
         self._ports.waiting.reqs.append(req)
         self._prefixes.look_up(req)
 

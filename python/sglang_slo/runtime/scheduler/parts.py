@@ -132,7 +132,7 @@ def build(scheduler: Scheduler, config: SloConfig, model: LatencyModel, overlap:
     viewer = Viewer(ports, preempt, pins, look_up, lifecycle.open, lifecycle.open_begun)
     lifecycle.viewer = viewer
     fit, planner = OnlineFit(model, overlap, log=rank0), Planner(config)
-    applier = Applier(ports, look_up, held, lifecycle.refused)
+    applier = Applier(ports, look_up, held, preempt.queue_again, lifecycle.refused)
     return Parts(
         ports=ports,
         observer=observer,
