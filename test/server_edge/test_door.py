@@ -122,6 +122,12 @@ def test_stronger_beats_weaker(strongest: int) -> None:
     assert slo.slo_class == ("chat" if strongest < 5 else "batch")
 
 
+def test_a_header_written_with_underscores_is_not_passed_over() -> None:
+    assert slos(through(one(), {}, {"X_Slo_Ttft_Ms": "3"}))[0].ttft_s == 0.003
+    with pytest.raises(LimitError, match="x-slo-ttft-ms"):
+        through(one(), {}, {"x_slo_ttft_ms": "-3"})
+
+
 def test_the_rest_of_the_request_is_kept_and_the_callers_own_dict_is_not_touched() -> None:
     params = {"temperature": 0, "custom_params": {"a": 1, "slo": {"class": "chat"}}}
     obj = through(one(sampling_params=params))

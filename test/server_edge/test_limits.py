@@ -127,6 +127,7 @@ EVERY, PACE, P99 = GapRule.EVERY, GapRule.PACE, GapRule.P99
             {"x-llm-d-slo-tpot-ms": "40", "x-slo-e2e-s": "2"},
             Slo(9, 0.9, "custom", tpot_s=0.04, e2e_s=2),
         ),
+        (None, {"X_Slo_Ttft_Ms": "5", "x-slo_tbt-ms": "2.5s"}, Slo(0.005, 2.5, "custom")),
         (None, {"x-sgl-slo-ttft-us": "5000", "x-slo-tbt-ms": "2.5s"}, Slo(0.005, 2.5, "custom")),
         (None, {"x-slo-ttft-ms": "0"}, Slo(1e-6, 0.9, "custom")),
         (None, {"tracestate": "a=b, slo=class:chat;ttft:7;tbt:1s"}, Slo(0.007, 1, "chat", importance=3)),

@@ -66,7 +66,7 @@ def parse_headers(headers: Iterable[tuple[str, str]]) -> Limits:
     """The limits among (name, value) pairs of a request's headers, by our own names. Raises LimitError."""
     found = Gathered()
     for name, text in headers:
-        name = name.lower()
+        name = name.lower().replace("_", "-")  # as some clients' keyword arguments come out
         prefix = next((p for p in PREFIXES if name.startswith(p)), None)
         if prefix is not None:
             found.add(name[len(prefix) :], text, named(name))

@@ -85,7 +85,9 @@ class Visit:
     def beside(self) -> Limits:
         """All that the request says besides `slo` in its body, strongest first (see body.py). Raises LimitError."""
         ours = [
-            (k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers if k.lower().startswith(_OURS)
+            (k.decode("latin-1"), v.decode("latin-1"))
+            for k, v in self.headers
+            if k.lower().replace(b"_", b"-").startswith(_OURS)
         ]
         if not ours and self.said is SILENT:
             return first_of(iter(()))
