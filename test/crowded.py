@@ -14,6 +14,6 @@ MANY = ["--slo-max-preemptions", "50"]
 SWAP = [*POOL, *BOLD, *MANY, "--slo-preempt", "swap", "--slo-host-kv-gb", "0.002"]
 
 
-def requests() -> list[Any]:
-    """Their prompts share nothing."""
-    return [real.request(f"r{i}", p, 60 + 5 * i) for i, p in enumerate(real.prompts(COUNT, 20))]
+def requests(prefix: str = "") -> list[Any]:
+    """Their prompts share nothing; ids begin with `prefix`."""
+    return [real.request(f"{prefix}r{i}", p, 60 + 5 * i) for i, p in enumerate(real.prompts(COUNT, 20))]

@@ -91,12 +91,13 @@ class FakeBatch:
 
 
 class FakeBatches:
-    """SGLang's batches. `built` keeps what was asked to be built."""
+    """SGLang's batches. `asked` keeps what was to be built."""
 
     def __init__(self) -> None:
         self.iteration_number, self.chunk_tokens, self.stock_ratio = 1, None, 0.5
         self.known: list[Any] = []
-        self.built: list[dict[Any, int]] = []
+        self.asked: list[dict[Any, int]] = []
+        self.built: Any = None
 
     def running(self) -> list[Any]:
         return self.known[0].reqs if self.known else []
@@ -113,11 +114,11 @@ class FakeBatches:
     def request_slots(self, running: int) -> int:
         return 100 - running
 
-    last_built: Any = None
-
-    def build_prefill(self, planned: dict[Any, int], loads: set[Any], decoding: Any, mixed: bool) -> Any:
-        self.built.append(planned)
-        return FakeBatch(list(planned)), decoding
+    def build_prefill(self, planned: dict[Any, int], loads: set[Any], mixed: bool, running: Any) -> Any:
+        self.asked.append(planned)
+        left = running.part if running.rest is None else running.rest
+        self.built = SimpleNamespace(batch_to_run=FakeBatch(list(planned)), running_batch=left)
+        return self.built
 
 
 class FakeRequest:

@@ -44,6 +44,7 @@ gc.freeze()
 
 Script = Callable[[Any, int], list[Any]]  # (scheduler, iteration) -> what it receives now
 MOST_ITERATIONS = 20_000
+MOST_EACH = 200  # and so many a request
 
 
 @dataclass
@@ -102,7 +103,7 @@ class _Ends:
             self.run.scheduler.gracefully_exit = True
             return []
         self.iteration += 1
-        assert self.iteration < MOST_ITERATIONS, "the scheduler hangs"
+        assert self.iteration < MOST_ITERATIONS + MOST_EACH * self.expected, "the scheduler hangs"
         return self.script(self.run.scheduler, self.iteration)
 
     def send_output(self, output: Any, recv_obj: Any = None) -> None:

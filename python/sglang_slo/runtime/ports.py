@@ -98,6 +98,15 @@ class Waiting(Protocol):
         """Bring the queue into SGLang's own order."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """The running batch as a plan divides it. `part`: who decodes; `rest`: who sits out, None where that is nobody."""
+
+    whole: ScheduleBatch
+    part: ScheduleBatch
+    rest: ScheduleBatch | None
+
+
 class Batches(Protocol):
     """Where SGLang keeps the batches that it knows of."""
 
@@ -128,15 +137,15 @@ class Batches(Protocol):
     def request_slots(self, running: int) -> int:
         """Requests that may be added to `running` ones."""
 
-    # what `build_prefill` made; None: nothing since it was last forgotten
-    last_built: tuple[ScheduleBatch | None, ScheduleBatch] | None
+    # what `build_prefill` made, whatever raised behind it; None: nothing since it was last forgotten
+    built: NextBatchPlan | None
 
     def build_prefill(
-        self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
-    ) -> Any:
-        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it.
+        self, planned: dict[Req, int], loads: set[Req], mixed: bool, running: Running
+    ) -> NextBatchPlan:
+        """`built`: SGLang's own prefill batch of exactly the planned requests, and who goes on decoding.
 
-        `loads`: those of them whose KV in host memory is loaded.
+        `loads`: those of them whose KV in host memory is loaded; `mixed`: `running.part` is in the batch.
         """
 
 

@@ -47,11 +47,6 @@ class Talks:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, list[int]]:
     """SGLang's own tokens, with room for everyone."""
     talks = Talks()

@@ -24,19 +24,6 @@ PAGED = ["--page-size", "16"]
 PAGES = {"page 1": [], "page 16": PAGED}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, list[int]]:
-    """SGLang's own tokens, with room for everyone."""
-    return real.run(
-        real.all_at_once(requests()), COUNT, ["--max-total-tokens", "20000"], folder, False
-    ).tokens
-
-
 def nothing_is_left(run: real.Run) -> None:
     s = run.scheduler
     free = s.token_to_kv_pool_allocator.available_size() + s.tree_cache.evictable_size()

@@ -27,11 +27,6 @@ SHORT = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def a_layer_that_looks_back_over_a_window() -> object:
     """The demo model's first layer, and what leaves its window is given back soon."""

@@ -69,11 +69,6 @@ class _OneByOne:
         return []
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 _alone: dict[Any, real.Run] = {}
 
 

@@ -22,7 +22,9 @@ from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.engine import EngineBatches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
 from sglang_slo.runtime.scheduler.planning import MOST_IDLE_PLANS, Planning
+from waves import Break, Wave, waves
 
+FEW = 6  # requests in a wave
 SMALL = ["--max-total-tokens", "400", *BOLD, *MANY, "--slo-host-kv-gb", "0.002"]
 PLACES: list[tuple[Any, str]] = [
     (Preemptor, "preempt"),
@@ -63,6 +65,12 @@ IN_PAGES = [
 ]
 
 
+HELD: list[tuple[Any, str]] = [
+    (HeldPrefills, name) for name in ("hold", "make_room", "entered", "waiting", "_let_go")
+]
+Case = tuple[str, Any, str, bool]  # the pool, what raises, and whether after what it does
+
+
 class _Raises:
     """Raises before or after each `every`-th call, `times` times."""
 
@@ -81,17 +89,20 @@ class _Raises:
         return result
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def few(prefix: str = "") -> list[Any]:
+    """Enough for KV to run short in the pool of a wave."""
+    return [real.request(f"{prefix}r{i}", p, 30 + 3 * i) for i, p in enumerate(real.prompts(FEW, 20))]
 
 
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, list[int]]:
-    """SGLang's own tokens, with room for everyone."""
-    return real.run(
-        real.all_at_once(requests()), COUNT, ["--max-total-tokens", "20000"], folder, False
-    ).tokens
+def _broken(owner: Any, name: str, after: bool) -> Break:
+    """`owner.name` raises in some of its calls."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        raising = _Raises(getattr(owner, name), after, 3)
+        # a plain function, so that it is bound like the method it stands for
+        patch.setattr(owner, name, lambda *args, **kwargs: raising(*args, **kwargs))
+
+    return apply
 
 
 def test_plans_that_give_an_idle_device_nothing_to_do_are_not_followed_for_long(
@@ -113,41 +124,49 @@ def test_plans_that_give_an_idle_device_nothing_to_do_are_not_followed_for_long(
     )
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+POOLS: dict[str, tuple[list[tuple[Any, str]], list[str]]] = {
+    "tokens": (PLACES, []),
+    "pages": (IN_PAGES, ["--page-size", "16"]),
+    "no tree": (HELD, ["--disable-radix-cache", "--chunked-prefill-size", "16"]),
+}
+CASES: list[Case] = [
+    (pool, owner, name, after)
+    for pool, (places, _) in POOLS.items()
+    for owner, name in places
+    for after in (False, True)
+]
+
+
+@pytest.fixture(scope="module")
+def half_way(folder: Path) -> dict[Case, Wave]:
+    """What came of an exception in each place."""
+    found: dict[Case, Wave] = {}
+    for pool, (_, flags) in POOLS.items():
+        cases = [case for case in CASES if case[0] == pool]
+        argv = [*SMALL, "--max-total-tokens", "208", "--slo-preempt", "swap", *flags]
+        served = waves([_broken(*case[1:]) for case in cases], few, argv, folder, nothing_left)
+        found |= zip(cases, served, strict=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stocks(folder: Path) -> dict[str, list[int]]:
+    """SGLang's own tokens, with room for everyone."""
+    return real.run(real.all_at_once(few()), FEW, ["--max-total-tokens", "20000"], folder, False).tokens
+
+
 @pytest.mark.parametrize(
-    ("owner", "name"), PLACES, ids=[f"{o.__name__.split('.')[-1]}.{n}" for o, n in PLACES]
+    "case",
+    CASES,
+    ids=[f"{p}-{o.__name__.split('.')[-1]}.{n}-{'after' if a else 'before'}" for p, o, n, a in CASES],
 )
 def test_nobody_is_lost_half_way(
-    owner: Any,
-    name: str,
-    after: bool,
-    folder: Path,
-    expected: dict[str, list[int]],
-    monkeypatch: pytest.MonkeyPatch,
+    case: Case, half_way: dict[Case, Wave], stocks: dict[str, list[int]]
 ) -> None:
-    break_down(monkeypatch, owner, name, after)
-    run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
-    assert run.tokens == expected
-    nothing_left(run.scheduler)
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(
-    ("owner", "name"), IN_PAGES, ids=[f"{o.__name__.split('.')[-1]}.{n}" for o, n in IN_PAGES]
-)
-def test_no_page_is_lost_half_way(
-    owner: Any,
-    name: str,
-    after: bool,
-    folder: Path,
-    expected: dict[str, list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    break_down(monkeypatch, owner, name, after)
-    argv = [*SMALL, "--slo-preempt", "swap", "--page-size", "16"]
-    run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
-    assert run.tokens == expected and run.counts["swap"] > 0
-    nothing_left(run.scheduler)
+    wave = half_way[case]
+    assert wave.tokens == stocks
+    assert not wave.left
+    assert case[0] != "pages" or wave.preempted["swap"] > 0
 
 
 def test_a_way_back_whose_price_cannot_be_told_takes_no_kv(
@@ -174,25 +193,6 @@ def test_a_way_back_whose_price_cannot_be_told_takes_no_kv(
     run = real.run(real.all_at_once(requests()), COUNT, [*SMALL, "--slo-preempt", "swap"], folder)
     assert raises == [0] and run.tokens == expected
     nothing_left(run.scheduler)
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("name", ["hold", "make_room", "entered", "waiting", "_let_go"])
-def test_without_a_tree_nobody_is_lost_half_way(
-    name: str, after: bool, folder: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_down(monkeypatch, HeldPrefills, name, after)
-    argv = [*SMALL, "--slo-preempt", "swap", "--disable-radix-cache", "--chunked-prefill-size", "16"]
-    run = real.run(real.all_at_once(requests()), COUNT, argv, folder)
-    assert run.tokens == expected
-    nothing_left(run.scheduler)
-
-
-def break_down(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool) -> None:
-    """`owner.name` raises in some of its calls."""
-    raising = _Raises(getattr(owner, name), after, 3)
-    # a plain function, so that it is bound like the method it stands for
-    monkeypatch.setattr(owner, name, lambda *args, **kwargs: raising(*args, **kwargs))
 
 
 @pytest.mark.parametrize("chunk", [16, 512])

@@ -69,7 +69,7 @@ def world() -> World:
 def test_who_waits_is_built_into_a_batch(world: World) -> None:
     req = world.waits(FakeRequest(slo={"ttft_ms": 1000}))
     step = world.planning.prefill(FakeBatch([]))
-    assert step is not None and world.ports.batches.built == [{req: 20}]
+    assert step is not None and world.ports.batches.asked == [{req: 20}]
     assert world.ports.iteration.plan is not None and not world.fallbacks
 
 
@@ -127,7 +127,7 @@ def test_who_came_in_unseen_is_opened_when_it_is_planned(world: World) -> None:
     unseen: Any = FakeRequest()
     world.ports.waiting.reqs.append(unseen)
     world.planning.prefill(FakeBatch([]))
-    assert unseen.slo_row >= 0 and unseen in world.ports.batches.built[0]
+    assert unseen.slo_row >= 0 and unseen in world.ports.batches.asked[0]
 
 
 def test_who_is_refused_gets_an_answer_and_loses_its_row(world: World) -> None:

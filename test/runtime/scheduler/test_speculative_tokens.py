@@ -19,19 +19,6 @@ OVERLAP = {"overlap": [], "no overlap": ["--disable-overlap-schedule"]}
 PAGES = {"page 1": [], "page 16": ["--page-size", "16"]}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, list[int]]:
-    """SGLang's own tokens without speculation, with room for everyone."""
-    return real.run(
-        real.all_at_once(requests()), COUNT, ["--max-total-tokens", "20000"], folder, False
-    ).tokens
-
-
 def served(argv: list[str], folder: Path, slo: bool = True) -> real.Run:
     """Requests that come two by two, so that decodes meet prefill."""
     todo = requests()

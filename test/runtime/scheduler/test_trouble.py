@@ -19,6 +19,7 @@ from sglang_slo.runtime.requests.lengths import ArrivingLengths
 from sglang_slo.runtime.requests.registry import RequestRegistry
 from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.viewer import Viewer
+from waves import Break, Wave, waves
 
 COUNT, OUTPUT = 6, 12  # requests a wave, tokens each
 PLACES = [
@@ -48,55 +49,35 @@ def _fail(*_: object, **__: object) -> None:
     raise RuntimeError("broken")
 
 
-def _troubles(scheduler: Any) -> int:
-    observer = scheduler.slo_observer
-    return int(observer.trouble.count + observer.snapshot(0.0)["fallbacks"]["count"])
-
-
-class _Waves:
-    """One scheduler, and for each place a wave of requests while it is broken there; `troubles` as each wave ends."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.patch, self.prompts = patch, list(real.prompts(COUNT, 60))
-        self.begun, self.troubles = 0, [0]
-
-    def __call__(self, scheduler: Any, iteration: int) -> list[Any]:
-        if not scheduler.is_fully_idle() or self.begun == len(PLACES):
-            return []
-        if self.begun:
-            self.patch.undo()
-            self.troubles.append(_troubles(scheduler))
-        owner, name = PLACES[self.begun]
-        self.patch.setattr(owner, name, _fail)
-        self.begun += 1
-        return [
-            real.request(f"{IDS[self.begun - 1]}-{i}", prompt, OUTPUT)
-            for i, prompt in enumerate(self.prompts)
-        ]
+def _broken(owner: Any, name: str) -> Break:
+    return lambda patch: patch.setattr(owner, name, _fail)
 
 
 @pytest.fixture(scope="module")
-def waves(tmp_path_factory: pytest.TempPathFactory) -> tuple[real.Run, list[int]]:
-    """What came out, and how much trouble was counted before each wave and after the last."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> list[Wave]:
+    """A wave of requests for each place."""
+    prompts = list(real.prompts(COUNT, 60))
+
+    def requests(prefix: str) -> list[Any]:
+        return [real.request(f"{prefix}{i}", prompt, OUTPUT) for i, prompt in enumerate(prompts)]
+
     argv = ["--max-total-tokens", "2000", "--chunked-prefill-size", "64"]
-    with pytest.MonkeyPatch.context() as patch:
-        script = _Waves(patch)
-        run = real.run(script, COUNT * len(PLACES), argv, tmp_path_factory.mktemp("trouble"))
-    return run, [*script.troubles, _troubles(run.scheduler)]
+    return waves([_broken(*place) for place in PLACES], requests, argv, tmp_path_factory.mktemp("trouble"))
 
 
 @pytest.mark.parametrize("place", range(len(PLACES)), ids=IDS)
-def test_all_is_served_when_something_of_ours_raises(place: int, waves: tuple[real.Run, list[int]]) -> None:
-    run, troubles = waves
-    served = {rid: len(tokens) for rid, tokens in run.tokens.items() if rid.startswith(IDS[place] + "-")}
-    assert served == {f"{IDS[place]}-{i}": OUTPUT for i in range(COUNT)}
-    assert troubles[place + 1] > troubles[place]
+def test_all_is_served_when_something_of_ours_raises(place: int, served: list[Wave]) -> None:
+    wave = served[place]
+    assert {name: len(tokens) for name, tokens in wave.tokens.items()} == {
+        str(i): OUTPUT for i in range(COUNT)
+    }
+    assert wave.troubles > 0
 
 
 def test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given(tmp_path: Path) -> None:
     """Decoding or half prefilled: planning is ours again, and reads nobody else's row for them."""
     lengths = [60, 60, 60, 400]
-    seen: list[tuple[int, list[int]]] = []  # (troubles so far, rows of who is there)
+    seen: list[tuple[int, list[int]]] = []  # (fallbacks so far, rows of who is there)
 
     def script(scheduler: Any, iteration: int) -> list[Any]:
         if iteration == 1:
@@ -107,7 +88,12 @@ def test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given(tmp_pa
             patch.undo()
             seen.append((0, []))
         elif seen:
-            seen.append((_troubles(scheduler), [r.slo_row for r in holders(scheduler) if not r.finished()]))
+            seen.append(
+                (
+                    int(scheduler.slo_observer.snapshot(0.0)["fallbacks"]["count"]),
+                    [r.slo_row for r in holders(scheduler) if not r.finished()],
+                )
+            )
         return []
 
     argv = ["--max-total-tokens", "2000", "--chunked-prefill-size", "64"]
@@ -116,7 +102,7 @@ def test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given(tmp_pa
     assert all(len(tokens) == 30 for tokens in run.tokens.values()) and len(run.tokens) == len(lengths)
     (_, mended, *later) = seen
     assert len(mended[1]) == len(lengths) and all(row >= 0 for _, rows in (mended, *later) for row in rows)
-    assert {troubles for troubles, _ in later} == {mended[0]}
+    assert {fallbacks for fallbacks, _ in later} == {mended[0]}
 
 
 def test_a_prompt_without_tokens_is_refused_and_takes_nobody_with_it(tmp_path: Path) -> None:

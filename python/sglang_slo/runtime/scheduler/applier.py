@@ -11,7 +11,7 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan, Req, ScheduleBatch
 
 from sglang_slo.runtime.kv.preempt import release_parked
-from sglang_slo.runtime.ports import UnbuiltError
+from sglang_slo.runtime.ports import Running, UnbuiltError
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.sglang import tree
 from sglang_slo.server.refusals import HOPELESS, QUEUE, message
@@ -49,52 +49,35 @@ class Applier:
 
         Raises only with every request where it was.
         """
-        decoding, aside = running_batch, None
+        running = Running(running_batch, running_batch, None)
         if plan.mixed and plan.decode is not None:
-            decoding, aside = batches.divide(running_batch, plan.decode)
+            running = Running(running_batch, *batches.divide(running_batch, plan.decode))
         cut = self._ports.waiting.cut
         if cut is not None and cut not in planned:
             if not self._ports.settings.park:
                 return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
             self.park(cut)
-        decoding.batch_is_full = running_batch.batch_is_full = False
-        self._make_room(planned, decoding.new_tokens_required_next_decode() if plan.mixed else 0)
-        self._ports.batches.last_built = None
+        running.part.batch_is_full = running_batch.batch_is_full = False
+        self._make_room(planned, running.part.new_tokens_required_next_decode() if plan.mixed else 0)
+        iteration, engine = self._ports.iteration, self._ports.batches
+        engine.built = None
         try:
-            batch, decoding = self._ports.batches.build_prefill(
-                planned, self._ports.iteration.loads, decoding, plan.mixed
-            )
+            step = engine.build_prefill(planned, iteration.loads, plan.mixed, running)
         except UnbuiltError as error:
             self._end(error.reqs, HTTPStatus.INTERNAL_SERVER_ERROR, str(error), "error")
             for req in error.reqs:  # what is in flight of it ends in nothing
                 req.finished_reason = FINISH_ABORT(str(error))
             raise
-        except Exception:
-            if self._ports.batches.last_built is not None:  # its requests are in it, and nowhere else
-                self._chosen(plan, *self._ports.batches.last_built, aside, running_batch)
-            raise
         finally:
+            iteration.step = (
+                engine.built
+            )  # its requests are in it, and nowhere else, whatever raised behind it
             with self._ports.trouble.noting("who is in a batch"):  # which is there, whatever becomes of this
                 self._held.entered()
-        return self._chosen(plan, batch, decoding, aside, running_batch)
-
-    def _chosen(
-        self,
-        plan: IterationPlan,
-        batch: ScheduleBatch | None,
-        decoding: ScheduleBatch,
-        aside: ScheduleBatch | None,
-        running_batch: ScheduleBatch,
-    ) -> NextBatchPlan:
-        """What is launched, and who goes on decoding; `aside`: those who sit this iteration out."""
-        if aside is None:
-            step = NextBatchPlan(batch_to_run=batch, running_batch=decoding)
-        elif batch is not None and decoding.is_empty():  # those who decode are in the batch
-            step = NextBatchPlan(batch_to_run=batch, running_batch=aside)
-        else:  # the places that the plan names are not theirs any more: without prefill, everyone decodes
-            step = NextBatchPlan(batch_to_run=batch, running_batch=running_batch)
-            self._ports.iteration.plan = replace(plan, decode=None)
-        self._ports.iteration.step = step
+        if (
+            running.rest is not None and step.running_batch is running_batch
+        ):  # without prefill, everyone decodes
+            iteration.plan = replace(plan, decode=None)
         return step
 
     def _make_room(self, planned: dict[Req, int], decode_tokens: int) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 from sglang.srt.managers import scheduler as stock
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
 
-from sglang_slo.runtime.ports import KvPool, UnbuiltError
+from sglang_slo.runtime.ports import KvPool, Running, UnbuiltError
 from sglang_slo.runtime.requests import batches
 from sglang_slo.runtime.scheduler.planned_adder import PlannedAdder
 from sglang_slo.runtime.sglang import pools, tree
@@ -59,7 +58,7 @@ class EngineBatches:
 
     def __init__(self, scheduler: stock.Scheduler, pool: KvPool) -> None:
         self._scheduler, self._pool = scheduler, pool
-        self.last_built: tuple[ScheduleBatch | None, ScheduleBatch] | None = None
+        self.built: NextBatchPlan | None = None
 
     @property
     def iteration_number(self) -> int:
@@ -103,13 +102,19 @@ class EngineBatches:
         return rows if states is None else min(rows, states)
 
     def build_prefill(
-        self, planned: dict[Req, int], loads: set[Req], decoding: ScheduleBatch, mixed: bool
-    ) -> Any:
-        """SGLang's own prefill batch of exactly the planned requests, and the running batch with it: `last_built`."""
+        self, planned: dict[Req, int], loads: set[Req], mixed: bool, running: Running
+    ) -> NextBatchPlan:
+        """SGLang's own prefill batch of exactly the planned requests, and who goes on decoding: `built`.
+
+        Where the places that the plan names are not theirs any more, that is everyone who ran.
+        """
         self._scheduler.is_mixed_chunk = mixed
         with self._only(planned, loads):
-            self.last_built = self._scheduler._get_new_batch_prefill_raw(None, decoding)
-        return self.last_built
+            batch, part = self._scheduler._get_new_batch_prefill_raw(None, running.part)
+            if running.rest is not None:  # those who decode are in the batch, or still where they were
+                part = running.rest if batch is not None and part.is_empty() else running.whole
+            self.built = NextBatchPlan(batch_to_run=batch, running_batch=part)
+        return self.built
 
     @contextlib.contextmanager
     def _only(self, planned: dict[Req, int], loads: set[Req]) -> Iterator[None]:
