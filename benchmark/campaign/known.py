@@ -85,6 +85,9 @@ KNOWN: dict[str, str] = {
     "a prompt set aside and begun again by stock scheduling while a piece of it is in flight": (
         "runtime/kv/test_park.py::test_one_that_stock_scheduling_begins_again_at_once_has_stocks_tokens"
     ),
+    "a prompt that shares a beginning, admitted before its turn to be looked up again": (
+        "runtime/scheduler/test_planning.py::test_one_that_was_admitted_before_its_turn_to_be_looked_up_is_left_alone"
+    ),
     "a body so deep that SGLang cannot quote it": (
         "server_edge/test_ingress.py::test_a_body_too_deep_to_be_quoted_is_a_400"
     ),

@@ -37,6 +37,7 @@ def _twin(runs: list[dict[str, Any]]) -> str:
         f"or refused. {r['cpu_s']:.0f} s of one core (Python {platform.python_version()}), "
         f"{r['cpu_s'] / tally['arrived'] * 1e3:.1f} ms a request. {_kinds(r['kinds'])}",
         "",
+        *[line for run in runs if "note" in run for line in (run["note"], "")],
         _switched_on(r),
         "",
         _table(["done", "times"], [*_faults(tally["faults"]), *sorted(tally["commands"].items())]),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import invariants
+import real_scheduler as real
 from sglang_slo.runtime.kv.prefixes import LOOK_UPS, SHARED_TOKENS, PrefixGroups
 
 
@@ -64,3 +67,21 @@ def test_prompts_that_begin_alike_for_less_than_a_page_share_nothing() -> None:
     for page_tokens, alike in ((1, True), (16, True), (64, True), (128, False)):
         groups = PrefixGroups(page_tokens)
         assert (groups.opened(one) == groups.opened(other) != 0) == alike
+
+
+def test_of_a_crowd_that_begins_alike_nobody_is_looked_up_once_it_runs(folder: Path) -> None:
+    """More than are looked up at one planning: the rest may be admitted before their turn, and hold KV by then."""
+    shared = list(range(10, 10 + SHARED_TOKENS))
+    count = 4 * LOOK_UPS
+
+    def script(scheduler: Any, iteration: int) -> list[Any]:
+        if getattr(scheduler, "slo_on", False):
+            invariants.check(scheduler)
+        if iteration > 1:
+            return []
+        return [real.request(f"r{i}", [*shared, 100 + i, 7], 6) for i in range(count)]
+
+    argv = ["--max-total-tokens", "20000", "--page-size", "4"]
+    run = real.run(script, count, argv, folder)
+    assert run.tokens == real.run(script, count, argv, folder, False).tokens
+    assert not run.scheduler.slo_observer.snapshot(0.0)["fallbacks"]["count"]

@@ -20,6 +20,7 @@ from sglang_slo.runtime.scheduler.applier import Applier
 from sglang_slo.runtime.scheduler.lifecycle import Lifecycle
 from sglang_slo.runtime.scheduler.planning import MOST_IDLE_PLANS, IdlePlanError, Planning
 from sglang_slo.runtime.scheduler.viewer import Viewer
+from sglang_slo.runtime.sglang import kv
 
 
 class World:
@@ -142,3 +143,16 @@ def test_who_is_refused_gets_an_answer_and_loses_its_row(world: World) -> None:
 
 def _raise(*_: object) -> Any:
     raise RuntimeError("broken")
+
+
+def test_one_that_was_admitted_before_its_turn_to_be_looked_up_is_left_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds KV by then, and SGLang would take what it finds in the cache for what the request holds there."""
+    runs, waits = (world.waits(FakeRequest(slo={"ttft_ms": 1000})) for _ in range(2))
+    world.ports.waiting.reqs.remove(runs)
+    monkeypatch.setattr(kv, "row_of", lambda req: 3 if req is runs else None)
+    monkeypatch.setattr(world.planning._groups, "stale", lambda: [runs, waits])
+    looked_up = (runs.looked_up, waits.looked_up)
+    assert world.planning.prefill(FakeBatch([])) is not None
+    assert runs.looked_up == looked_up[0] and waits.looked_up > looked_up[1]
