@@ -12,6 +12,7 @@ from sglang_slo.observe.observer import Observer
 from sglang_slo.runtime.ports import Agreed, Iteration, KvPool, Ports, Tick, Trouble
 from sglang_slo.runtime.requests.features import ALL
 from sglang_slo.runtime.requests.registry import RequestRegistry
+from sglang_slo.runtime.sglang import kv
 
 MODEL = LatencyModel(Coefficients(2e-3, 1e-3, 5e-5, 0.0, 2e-3, 1e-8), 1.25, name="fake", measured=True)
 CAPACITY_TOKENS = 1000
@@ -139,7 +140,10 @@ class FakeRequest:
         )
         self.extra_key = self.lora_id = self.finished_reason = self.finished_len = self.last_node = None
         self.prefix_indices: list[int] = []
-        self.prefix_len, self.lock, self.kv = 0, None, None
+        self.prefix_len, self.lock = 0, None
+        nothing = {"req_pool_idx": None, "kv_committed_len": 0, "cache_protected_len": 0}
+        self.kv = SimpleNamespace(**nothing) if kv.IN_RECORD else None
+        vars(self).update({} if kv.IN_RECORD else nothing)
         self.is_retracted, self.retraction_count = False, 0
         self.looked_up = self.host_hit_length = 0
 

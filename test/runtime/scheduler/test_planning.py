@@ -145,14 +145,25 @@ def _raise(*_: object) -> Any:
     raise RuntimeError("broken")
 
 
+@pytest.mark.parametrize("listed", ["stale", "next in line"])
 def test_one_that_was_admitted_before_its_turn_to_be_looked_up_is_left_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    listed: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds KV by then, and SGLang would take what it finds in the cache for what the request holds there."""
     runs, waits = (world.waits(FakeRequest(slo={"ttft_ms": 1000})) for _ in range(2))
     world.ports.waiting.reqs.remove(runs)
     monkeypatch.setattr(kv, "row_of", lambda req: 3 if req is runs else None)
-    monkeypatch.setattr(world.planning._groups, "stale", lambda: [runs, waits])
+    monkeypatch.setattr(kv, "committed_tokens", lambda req: 20)
+    if listed == "stale":
+        monkeypatch.setattr(world.planning._groups, "stale", lambda: [runs, waits])
+    else:
+        world.ports.iteration.next_in_line = [runs.slo_row, waits.slo_row]
     looked_up = (runs.looked_up, waits.looked_up)
     assert world.planning.prefill(FakeBatch([])) is not None
     assert runs.looked_up == looked_up[0] and waits.looked_up > looked_up[1]
+
+
+def test_after_a_failure_nobody_is_next_in_line_by_the_plan_that_failed(world: World) -> None:
+    world.ports.iteration.next_in_line = [world.waits(FakeRequest()).slo_row]
+    world.planning.fall_back(RuntimeError("broken"))
+    assert world.ports.iteration.next_in_line == []

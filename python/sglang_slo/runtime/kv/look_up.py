@@ -19,7 +19,7 @@ class PrefixLookUp:
     """Looks requests up in one tree, and writes what it finds into the table."""
 
     def __init__(self, pool: KvPool, table: RequestTable) -> None:
-        self._tree, self._held, self._table = pool.tree, pool.held, table
+        self._tree, self._table = pool.tree, table
 
     def cached_tokens(self, req: Req) -> int:
         """How much of a request that has just come is in the radix cache."""
@@ -27,8 +27,12 @@ class PrefixLookUp:
         return kv.prefix_tokens(req) + tree.host_tokens(self._tree, req)
 
     def look_up(self, req: Req) -> None:
-        """Bring the row of a waiting request up to date."""
-        if req in self._held:
+        """Bring the row of a waiting request up to date.
+
+        One that holds KV keeps it: SGLang would take what is found in the cache for what the request holds there. It was set
+        aside half-prefilled, or stock scheduling has admitted it.
+        """
+        if kv.row_of(req) is not None:
             self._table.history_tokens[req.slo_row] = kv.committed_tokens(req)
             return
         tree.find_prefix(self._tree, req)

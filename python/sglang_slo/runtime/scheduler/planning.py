@@ -15,7 +15,7 @@ from sglang_slo import clock
 from sglang_slo.core.iteration_plan import IterationPlan
 from sglang_slo.core.plan import Planner
 from sglang_slo.runtime.requests import batches
-from sglang_slo.runtime.sglang import kv, tree
+from sglang_slo.runtime.sglang import tree
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -180,7 +180,7 @@ class Planning:
         if p.waiting.grammars():
             p.waiting.admit_ready_grammars()
         for req in self._groups.stale():
-            if req.slo_row >= 0 and kv.row_of(req) is None:  # it may have been admitted since
+            if req.slo_row >= 0:
                 self._look_up.look_up(req)
         # before anything is counted on: what is pinned cannot be evicted for this iteration's chunks
         self._pin_next()
@@ -208,7 +208,7 @@ class Planning:
 
     def fall_back(self, error: Exception) -> None:
         """Stock scheduling takes what is left of this iteration."""
-        self._ports.iteration.plan = None
+        self._ports.iteration.plan, self._ports.iteration.next_in_line = None, []
         with self._ports.trouble.noting("held prefills"):
             self._release_held()
         self._fell_back(error)
