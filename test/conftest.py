@@ -146,6 +146,22 @@ def server(slo_yaml: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory)
         yield shared
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs of a real scheduler keep the demo model and a profile."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def expected(folder: Path) -> dict[str, list[int]]:
+    """SGLang's own tokens for `crowded.requests`, with room for everyone."""
+    import real_scheduler as real
+    from crowded import COUNT, requests
+
+    roomy = ["--max-total-tokens", "20000"]
+    return real.run(real.all_at_once(requests()), COUNT, roomy, folder, False).tokens
+
+
 def pytest_configure() -> None:
     """Servers are stopped, too, where the tests are told to end: as by the keyboard."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
