@@ -59,7 +59,7 @@ class Viewer:
         registry, table, cut = p.requests, p.requests.table, p.waiting.cut
         if p.settings.order == "stock":
             p.waiting.order(running_batch)
-        self._all_known([*running_batch.reqs, *([] if cut is None else [cut])])
+        self._all_known(running_batch.reqs, cut)
         if cut is not None:
             table.history_tokens[cut.slo_row], table.host_tokens[cut.slo_row] = kv.prefix_tokens(cut), 0
         waiting = self._waiting_rows()
@@ -155,12 +155,13 @@ class Viewer:
         held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
         self.reserve.look(now, table.seq[decoding], held, left, table.tokens_per_step)
 
-    def _all_known(self, reqs: list[Req]) -> None:
+    def _all_known(self, running: list[Req], cut: Req | None) -> None:
         """Rows for those that stock scheduling began after they could be given none."""
-        if reqs and not self._ports.requests.seen(reqs).whole:
-            for req in reqs:
-                if req.slo_row < 0:
-                    self._open_begun(req)
+        unseen = [] if self._ports.requests.seen(running).whole else [r for r in running if r.slo_row < 0]
+        if cut is not None and cut.slo_row < 0:
+            unseen.append(cut)
+        for req in unseen:
+            self._open_begun(req)
 
     def _waiting_rows(self) -> np.ndarray:
         """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""
