@@ -181,9 +181,8 @@ async def send_fuzzed(url: str, rng: random.Random, left: int, seen: Seen, say: 
         recent: list[Sent] = []
         unprobed = 0
         while left > 0:
-            at_once = (
-                1 if rng.random() < ALONE else AT_ONCE
-            )  # what ends a pass of its own may hide in a batch
+            # what ends a pass of its own may hide in a batch
+            at_once = 1 if rng.random() < ALONE else AT_ONCE
             some = [fuzzed(rng) for _ in range(min(at_once, left))]
             recent = [*recent, *some][-PROBE_EVERY:]
             answers = await asyncio.gather(*(client.ask(s.path, s.body, s.headers, 60) for s in some))

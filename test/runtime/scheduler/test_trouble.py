@@ -106,7 +106,7 @@ def test_who_was_begun_without_a_row_has_one_as_soon_as_rows_can_be_given(tmp_pa
 
 
 def test_a_prompt_without_tokens_is_refused_and_takes_nobody_with_it(tmp_path: Path) -> None:
-    """The door refuses it by name; a turn of a session, whose history may be as empty, is told only here."""
+    """The door refuses it by name; a turn of a session, whose history may be as empty, is let through there."""
     sent = {"empty": [], "sound": next(iter(real.prompts(1, 20)))}
 
     def script(scheduler: Any, iteration: int) -> list[Any]:

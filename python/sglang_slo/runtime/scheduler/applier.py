@@ -69,14 +69,12 @@ class Applier:
                 req.finished_reason = FINISH_ABORT(str(error))
             raise
         finally:
-            iteration.step = (
-                engine.built
-            )  # its requests are in it, and nowhere else, whatever raised behind it
+            # its requests are in it, and nowhere else, whatever raised behind it
+            iteration.step = engine.built
             with self._ports.trouble.noting("who is in a batch"):  # which is there, whatever becomes of this
                 self._held.entered()
-        if (
-            running.rest is not None and step.running_batch is running_batch
-        ):  # without prefill, everyone decodes
+        # without prefill, everyone decodes
+        if running.rest is not None and step.running_batch is running_batch:
             iteration.plan = replace(plan, decode=None)
         return step
 
@@ -96,9 +94,8 @@ class Applier:
         """
         if tree.shares_prefixes(self._ports.kv.tree):
             release_parked(self._ports, req)
-            self._queue_again(
-                req
-            )  # SGLang would take the result of a chunk in flight for that of its next one
+            # not at once: SGLang would take the result of a chunk in flight for that of its next one
+            self._queue_again(req)
             return
         self._held.hold(req)
         self._ports.waiting.cut = None

@@ -65,8 +65,11 @@ class Lifecycle:
 
         What it holds is not looked up again, and the times of its tokens count from now.
         """
-        self._given_a_row(req, kv.prefix_tokens(req))
-        self._ports.requests.table.goes_on(req.slo_row, self._ports.agreed.now_s)
+        try:
+            self._given_a_row(req, kv.prefix_tokens(req))
+        finally:  # it is not asked for again once there is a row
+            if req.slo_row >= 0:
+                self._ports.requests.table.goes_on(req.slo_row, self._ports.agreed.now_s)
 
     def _given_a_row(self, req: Req, cached_tokens: int) -> None:
         p, new = self._ports, req.slo_row < 0
@@ -148,6 +151,9 @@ class Lifecycle:
 
 
 def _refuse_empty(req: Req) -> None:
-    """A session's turn without any tokens, its history included: a pass over none would end the scheduler."""
+    """What has no tokens, a session's history included, and came past the door: a pass over none ends the scheduler.
+
+    SGLang 0.5.23 refuses such a turn of a session itself.
+    """
     if not len(req.origin_input_ids) and req.input_embeds is None:
         req.set_finish_with_abort("the prompt has no tokens: need at least one")

@@ -59,11 +59,12 @@ class Viewer:
         registry, table, cut = p.requests, p.requests.table, p.waiting.cut
         if p.settings.order == "stock":
             p.waiting.order(running_batch)
-        self._all_known(running_batch.reqs, cut)
         if cut is not None:
+            if cut.slo_row < 0:
+                self._open_begun(cut)
             table.history_tokens[cut.slo_row], table.host_tokens[cut.slo_row] = kv.prefix_tokens(cut), 0
         waiting = self._waiting_rows()
-        decoding = registry.rows(running_batch.reqs)
+        decoding = self._decoding_rows(running_batch.reqs)
         self._bound_lengths(decoding)
         splittable = bool(table.splittable[decoding].all())
         may_split = splittable and (running_batch.is_empty() or batches.can_split(running_batch))
@@ -155,13 +156,15 @@ class Viewer:
         held, left = table.held_tokens(decoding), table.remaining_tokens[decoding]
         self.reserve.look(now, table.seq[decoding], held, left, table.tokens_per_step)
 
-    def _all_known(self, running: list[Req], cut: Req | None) -> None:
-        """Rows for those that stock scheduling began after they could be given none."""
-        unseen = [] if self._ports.requests.seen(running).whole else [r for r in running if r.slo_row < 0]
-        if cut is not None and cut.slo_row < 0:
-            unseen.append(cut)
-        for req in unseen:
-            self._open_begun(req)
+    def _decoding_rows(self, running: list[Req]) -> np.ndarray:
+        """Rows of the running requests, int[n]; those that stock scheduling began without one are given theirs."""
+        seen = self._ports.requests.seen(running)
+        if seen.whole:
+            return seen.rows
+        for req in running:
+            if req.slo_row < 0:
+                self._open_begun(req)
+        return self._ports.requests.rows(running)
 
     def _waiting_rows(self) -> np.ndarray:
         """Rows of all that have prefill to do, int[n]: by deadline, or in SGLang's order of the queue."""
