@@ -46,6 +46,17 @@ def test_a_right_profile_is_never_replaced() -> None:
     assert fitting.drift == pytest.approx(1.0)
 
 
+def test_times_that_differ_by_rounding_alone_are_no_surprise(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    monkeypatch.setattr(online_fit, "fit", lambda *args, **how: fits.append(args) or TRUTH.coefficients)
+    fitting = OnlineFit(TRUTH)
+    for shape in traffic(2000, seed=4):
+        fitting.add(launch(shape, TRUTH.iteration_s(shape) * (1 + 1e-12)))
+        fitting.maybe_refit()
+    # after 8, 16, ... 256 iterations, then after every 256
+    assert len(fits) <= 6 + 2000 // 256
+
+
 @pytest.mark.parametrize("factor", [0.75, 1.25])
 def test_a_profile_25_percent_wrong_is_right_within_500_noisy_iterations(factor: float) -> None:
     fitting = OnlineFit(TRUTH.scaled(factor))

@@ -76,7 +76,9 @@ class OnlineFit:
         idle = self._overlap and launch.idle_s > 0
         self.window.add(launch.shape, seconds, IDLE_WEIGHT if idle else 1.0)
         if not idle:
-            self._late.append(seconds > self.model.safe_iteration_s(launch.shape))
+            # what is less than a refit would change is no surprise: on a model that is exact all would be
+            planned_s = self.model.safe_iteration_s(launch.shape)
+            self._late.append(seconds > planned_s * (1 + LEAST_CHANGE))
             if len(self._late) >= FIRST_REFIT and sum(self._late) >= SURPRISES:
                 self._changed()
 
