@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sglang_slo.core.slo import GapRule, Slo
-from sglang_slo.core.table import RequestTable
+from sglang_slo.core.table import CATCH_UP_SHARE, RequestTable
 
 times = st.lists(st.floats(0.001, 2.0), min_size=1, max_size=20)  # gaps from the first token on
 limits = st.floats(0.01, 1.0)
@@ -44,6 +44,9 @@ def test_a_reader_at_that_pace_never_waits(gaps_s: list[float], limit: float, in
 def test_who_keeps_the_mean_all_along_ends_within_it(gaps_s: list[float], limit: float) -> None:
     table, rows = _decoding(Slo(tpot_s=limit), gaps_s)
     due = float(table.due_s(rows)[0])
+    if sum(gaps_s) > (len(gaps_s) + 1) * limit:  # behind: it catches up
+        assert math.isclose(due, float(table.last_token_s[rows[0]]) + CATCH_UP_SHARE * limit)
+        return
     mean = (due - 1.0) / (len(gaps_s) + 1)  # if it ended with this token, then
     assert math.isclose(mean, limit)
 
@@ -72,10 +75,23 @@ def test_of_several_limits_the_nearest_counts_and_a_margin_only_brings_it_nearer
 def test_a_pace_leaves_its_margin_of_all_tokens_so_far_but_one_tokens_time_at_most(
     gaps_s: list[float], limit: float, margin: float, mean: bool
 ) -> None:
+    assume(sum(gaps_s) <= (len(gaps_s) + 1) * limit)
     slo = Slo(tpot_s=limit) if mean else Slo(tbt_s=limit, gap_rule=GapRule.PACE)
     table, rows = _decoding(slo, gaps_s)
     left_s = float(table.due_s(rows)[0] - table.due_s(rows, margin)[0])
     assert math.isclose(left_s, limit * min(margin * (len(gaps_s) + 1), 1.0), abs_tol=1e-9)
+
+
+@given(times, limits, st.floats(0.0, 0.5))
+def test_who_has_lost_its_line_is_not_due_at_once_for_ever(
+    gaps_s: list[float], limit: float, margin: float
+) -> None:
+    paced, rows = _decoding(Slo(tbt_s=limit, gap_rule=GapRule.PACE), gaps_s)
+    paced.lost[rows] = True
+    gap, same = _decoding(Slo(tbt_s=limit), gaps_s)
+    assert paced.due_s(rows, margin) == gap.due_s(same, margin)
+    ending, rows = _decoding(Slo(e2e_s=0.5), gaps_s)  # it was over before the first token
+    assert ending.due_s(rows, margin)[0] == math.inf
 
 
 def test_without_a_limit_nothing_is_ever_due() -> None:

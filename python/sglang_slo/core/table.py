@@ -22,6 +22,8 @@ from sglang_slo.core.lengths import (
 from sglang_slo.core.slo import GapRule, Slo, bucket
 from sglang_slo.core.steps import PLAIN, DecodeStep
 
+CATCH_UP_SHARE = 0.5  # of each limit, at least, is left by one behind its mean
+
 COLUMNS: dict[str, Any] = {
     "seq": np.int64,  # arrival order, the last tie-break of every decision
     "since_s": np.float64,  # when it last got a token; until the first one, when it arrived
@@ -202,6 +204,10 @@ class RequestTable:
             mean (tpot)      first + n tpot: never behind on the way is enough to end within the mean
             end to end       last + (end - last) / steps still expected: what is left, spread evenly
 
+        One that has fallen behind its line would be due at once, token after token, and nobody could prefill beside it. So
+        what is lost has no line any more (a missed pace leaves each gap its limit, a missed end leaves nothing), and one that
+        is behind its mean catches up by a share of each limit: the rest is for the others.
+
         `margin`: the share of each limit that is left unused; where it is a pace, of the time of all tokens so far, but no
         more than one token's: what is late on its way to the client is the last token, whichever it is.
         """
@@ -211,16 +217,19 @@ class RequestTable:
         paced_n = n - np.minimum(margin * n, 1.0)
         # without a limit nothing is due, whether the last token's time is known or not
         bounded = np.isfinite(tbt)
-        due: np.ndarray = np.where(bounded, last + np.where(bounded, tbt, 0.0) * (1 - margin), np.inf)
-        paced = self.gap_rule[rows] == GapRule.PACE
+        each_gap = last + np.where(bounded, tbt, 0.0) * (1 - margin)
+        due: np.ndarray = np.where(bounded, each_gap, np.inf)
+        paced = (self.gap_rule[rows] == GapRule.PACE) & bounded & ~self.lost[rows]
         if paced.any():
-            due = np.where(paced & bounded, first + paced_n * np.where(paced, tbt, 0.0), due)
+            limit = np.where(paced, tbt, 0.0)
+            due = np.where(paced, first + paced_n * limit, due)
         if np.isfinite(tpot).any():
-            due = np.minimum(due, first + paced_n * tpot)
+            behind = first + n * tpot < last
+            due = np.minimum(due, np.where(behind, last + CATCH_UP_SHARE * tpot, first + paced_n * tpot))
         by = self.e2e_by_s[rows]
         if np.isfinite(by).any():
             each = (by - last) / np.maximum(self.expected_steps(rows), 1.0)
-            due = np.minimum(due, last + each * (1 - margin))
+            due = np.where(by > last, np.minimum(due, last + each * (1 - margin)), due)
         return due
 
     def back_by_s(self, row: int) -> float:
