@@ -15,27 +15,23 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sglang_slo.core import chunking, ordering
+from sglang_slo.core import budgets, ordering
 from sglang_slo.core.chunking import Budget, DecodeChoice
 from sglang_slo.core.filling import Filling, Terms
 from sglang_slo.core.iteration_plan import IterationPlan, PlanSettings
+from sglang_slo.core.kv import owed
 from sglang_slo.core.kv.pool import Pool
 from sglang_slo.core.kv.preemption import PreemptMode
 from sglang_slo.core.kv.relief import Relief, ReliefPlanner
-from sglang_slo.core.kv.returns import returns
-from sglang_slo.core.latency import BatchShape, LatencyModel, decode_shape
+from sglang_slo.core.kv.returns import about_to_be_late, charge_tokens, returns
+from sglang_slo.core.latency import LatencyModel, decode_shape
 from sglang_slo.core.ordering import Ranking
 from sglang_slo.core.service_line import NO_ROWS, Line, ServiceLine
 from sglang_slo.core.table import RequestTable
 from sglang_slo.core.view import View
 
-SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
-MIN_CAP_FACTOR = (
-    2.0  # and never below so many times what an iteration takes for its own sake: half of it is work
-)
 # so long at most decodes leave no time for any prefill: a quarter of the tightest TTFT limit, within these bounds
 MIN_PREFILL_STARVATION_S, MAX_PREFILL_STARVATION_S = 0.25, 2.0
-STARVED_CHUNK_TOKENS = 256  # the chunk that runs then
 NEXT_IN_LINE = 8  # requests whose cached prefixes are kept from eviction until their turn
 MAX_ROOM_REQUESTS = 4  # refused requests that room is looked for, in one iteration
 
@@ -52,6 +48,7 @@ class _Draft:
     filling: Filling | None
     relief: Relief
     hopeless: list[int] = field(default_factory=list)
+    for_return: bool = False  # whether `relief` makes room for one on the host
 
 
 class Planner:
@@ -66,10 +63,12 @@ class Planner:
 
     def plan(self, view: View) -> IterationPlan:
         """The next iteration."""
+        view = _without_hope(view)
         growth = self._relief.for_growth(view.pool, view.model, view.ready_s, view.lengths_trusted)
         draft = self._draft(_after(view, growth), growth)
         if not growth:
             draft = self._with_room(draft)
+            draft = draft if draft.relief else self._with_room_for_return(draft)
         self._account(draft)
         return self._chosen(draft)
 
@@ -97,13 +96,13 @@ class Planner:
     # -- one way through the iteration
 
     def _draft(self, view: View, relief: Relief) -> _Draft:
-        decodes = self._decodes(view)
+        decodes = budgets.decodes(view, self.config)
         if len(view.waiting) == 0:
             return _Draft(
                 view, decodes, None, Ranking(NO_ROWS, NO_ROWS), Line(NO_ROWS, -1, 0, 0), None, relief
             )
         needs = view.table.prefill_tokens(view.waiting)
-        budget = self._budget(view, decodes, int(needs.sum()))
+        budget = budgets.budget(view, decodes, int(needs.sum()), self.config)
         fitting_tokens = budget.tokens(view.model)
         ranking = self.lines.ranking(view, needs, _prefill_share(view.model, budget, fitting_tokens))
         refused = self.lines.hopeless(view, ranking.infeasible)
@@ -114,7 +113,7 @@ class Planner:
         longest_s = min(max(view.tightest_ttft_s / 4, MIN_PREFILL_STARVATION_S), MAX_PREFILL_STARVATION_S)
         starved = view.ready_s - self._prefilled_s > longest_s
         if filling.out_of_time and (decodes is None or starved):
-            budget = self._least_budget(view, budget)
+            budget = budgets.least(view, budget)
             filling = self._filled(view, budget, line)
         return _Draft(view, decodes, budget, ranking, line, filling, relief, hopeless)
 
@@ -137,6 +136,25 @@ class Planner:
                 # what is copied out first is free in an iteration or two, and then it gets in
                 if row in with_room.filling.rows or relief.copies(view.pool):
                     return with_room
+        return draft
+
+    def _with_room_for_return(self, draft: _Draft) -> _Draft:
+        """The draft with victims for the first on the host that would be late otherwise and gets in so; else as it is."""
+        view, filling = draft.view, draft.filling
+        pool, trusted = view.pool, view.lengths_trusted
+        urgent = about_to_be_late(pool, view.model, view.ready_s) if len(pool.host.rows) else []
+        found = self._relief.who_may_leave(pool, view.model, view.ready_s, trusted) if urgent else None
+        if found is None:
+            return draft
+        back = self._returns(draft)
+        entered = filling.entered if filling is not None else []
+        for row, tokens in urgent[:MAX_ROOM_REQUESTS]:
+            if row in back:
+                continue
+            need = pool.need(row, charge_tokens(pool, row, tokens))
+            relief = self._relief.for_newcomer(pool, row, view.model, found, trusted, entered, need)
+            if relief:
+                return replace(self._draft(_after(view, relief), relief), for_return=True)
         return draft
 
     def _in_need(self, draft: _Draft) -> list[int]:
@@ -187,7 +205,7 @@ class Planner:
 
     def _returns(self, draft: _Draft) -> list[int]:
         view, filling = draft.view, draft.filling
-        if not len(view.pool.host.rows) or draft.relief:
+        if not len(view.pool.host.rows) or (draft.relief and not draft.for_return):
             return []
         deadlines = [float(view.table.deadline_s[row]) for row in (filling.refused if filling else ())]
         ledger = filling.ledger if filling is not None else view.pool.ledger()
@@ -237,39 +255,6 @@ class Planner:
             refused_promoted |= promoted and not got_in
         return filling
 
-    def _least_budget(self, view: View, budget: Budget) -> Budget:
-        """Where no prefill fits at all (a wrong model, limits on the edge of what the hardware can do): a small chunk.
-
-        Without decodes at once, beside them after `MAX_PREFILL_STARVATION_S`, behind however long a history: nothing may
-        keep the queue waiting for ever.
-        """
-        history = int(view.table.history_tokens[view.waiting].max())
-        least_s = view.model.safe_iteration_s(budget.base.with_chunk(history, STARVED_CHUNK_TOKENS))
-        return replace(budget, time_s=max(budget.time_s, least_s * (1 + 1e-9)))
-
-    # -- who decodes, and for how long
-
-    def _decodes(self, view: View) -> DecodeChoice | None:
-        if len(view.decoding) == 0:
-            return None
-        table, rows = view.table, view.decoding
-        allowance = table.due_s(rows, self.config.margin) - view.ready_s
-        may_sit_out = self.config.decode_buckets and view.may_sit_out
-        return chunking.choose_decodes(
-            allowance, table.context_tokens(rows), view.model, may_sit_out, table.step.verified_tokens
-        )
-
-    def _budget(self, view: View, decodes: DecodeChoice | None, backlog_tokens: int) -> Budget:
-        if self.config.chunk == "fixed":
-            mixed = decodes is not None and self.config.mix != "never"
-            return Budget(mixed, math.inf, decodes.mixed_shape if mixed and decodes else BatchShape(True))
-        table, mix = view.table, self.config.mix
-        cap = min(self.config.idle_cap_ms / 1e3, max(view.tightest_ttft_s / 4, SHORTEST_CAP_S))
-        cap = max(cap, MIN_CAP_FACTOR * view.model.safe_iteration_s(BatchShape(True)))
-        if not (table.mixable[view.waiting].all() and table.mixable[view.decoding].all()):
-            mix = "never"
-        return chunking.iteration_budget(decodes, view.model, cap, mix, backlog_tokens)
-
     # -- what outlasts the iteration
 
     def _account(self, draft: _Draft) -> None:
@@ -290,6 +275,12 @@ class Planner:
         if filling.prefill:
             self._prefilled_s = view.ready_s
         return None
+
+
+def _without_hope(view: View) -> View:
+    """The view that says who is given up for now."""
+    rows = owed.given_up(view.pool, view.waiting, view.model, view.ready_s)
+    return replace(view, pool=replace(view.pool, given_up=rows)) if len(rows) else view
 
 
 def _after(view: View, relief: Relief) -> View:

@@ -44,7 +44,7 @@ class ServiceLine:
         work_s = model.prefill_s_array(table.history_tokens[rows], needs) / prefill_share
         queue = Queue(
             rows,
-            deadline_s=table.deadline_s[rows],
+            deadline_s=np.where(np.isin(rows, view.pool.given_up), -np.inf, table.deadline_s[rows]),
             work_s=work_s + _load_s(view, rows),
             seq=table.seq[rows],
             importance=table.importance[rows],

@@ -2,7 +2,8 @@
 
 Whom to give up is decided as a set, by what a request has left to lose and by the KV that giving it up frees:
 
-    1. the infeasible: nothing they were promised can be missed any more, or nothing was promised
+    1. the infeasible: nothing they were promised can be missed any more, or nothing was promised, or they are given up
+       because those who have begun are owed more KV than there is (`owed`)
     2. those with slack to spend (pace, mean, end to end; P99 with a gap to spare): back before it is used up
     3. the others: each of these that leaves misses its promise
 
@@ -126,7 +127,7 @@ def groups(
         return Groups(latest, NOBODY, NOBODY, np.zeros(len(rows)))
     by_area = victims == "area" or (victims == "auto" and trusted)
     score = scores(pool, rows, by_area)
-    feasible = table.feasible(rows)
+    feasible = table.feasible(rows) & ~np.isin(rows, pool.given_up)
     slack = slack_s(pool, rows, model, ready_s)
     spare = feasible & (slack >= MIN_SLACK_S)
     seq, importance = table.seq[rows], table.importance[rows]

@@ -2,7 +2,8 @@
 
 A request on the host needs no prefill, only room. One that can still keep its promise comes back as soon as the near
 forecast has room for it, if none that waits for prefill has a nearer deadline; one that cannot comes back when the far
-forecast has room for it, as it would otherwise be the next to leave again.
+forecast has room for it, as it would otherwise be the next to leave again. Who left to spend its slack, and has nearly
+done so, is made room for (`about_to_be_late`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from sglang_slo.core import pages
 from sglang_slo.core.kv.ledger import Ledger
 from sglang_slo.core.kv.pool import Pool
+from sglang_slo.core.latency import LatencyModel
+from sglang_slo.core.ordering import CRITICAL_S
 
 
 def returns(
@@ -34,7 +37,8 @@ def returns(
     """
     table, host = pool.table, pool.host
     back: list[int] = []
-    deadline = np.where(table.deadline_s[host.rows] >= ready_s, table.deadline_s[host.rows], math.inf)
+    kept = (table.deadline_s[host.rows] >= ready_s) & ~np.isin(host.rows, pool.given_up)
+    deadline = np.where(kept, table.deadline_s[host.rows], math.inf)
     order = np.lexsort((table.seq[host.rows], deadline, host.rows != overdue))
     for place in order.tolist():
         row, tokens = int(host.rows[place]), int(host.tokens[place])
@@ -42,9 +46,7 @@ def returns(
         first = row == overdue
         if slots <= 0 or (blocked and not first) or (feasible and deadline[place] > nearest_deadline_s):
             break
-        charge = pages.whole(tokens + 1 + table.step.spare_tokens, table.page_tokens) - int(
-            table.shared_tokens[row]
-        )
+        charge = charge_tokens(pool, row, tokens)
         need = pool.need(
             row,
             charge,
@@ -57,3 +59,23 @@ def returns(
         free_tokens -= charge
         slots -= 1
     return back
+
+
+def charge_tokens(pool: Pool, row: int, tokens: int) -> int:
+    """KV that `row` takes from the pool when it comes back with so much."""
+    table = pool.table
+    whole = pages.whole(tokens + 1 + table.step.spare_tokens, table.page_tokens)
+    return int(whole - table.shared_tokens[row])
+
+
+def about_to_be_late(pool: Pool, model: LatencyModel, ready_s: float) -> list[tuple[int, int]]:
+    """(row, KV tokens) of those on the host that can still be kept, if they begin to return within `CRITICAL_S`.
+
+    The most urgent first.
+    """
+    host = pool.host
+    copies = np.array([model.copy_s(int(tokens)) for tokens in host.tokens])
+    left = pool.table.deadline_s[host.rows] - ready_s - copies
+    near = np.flatnonzero((left >= 0) & (left <= CRITICAL_S) & ~np.isin(host.rows, pool.given_up))
+    order = near[np.lexsort((pool.table.seq[host.rows[near]], left[near]))]
+    return [(int(host.rows[i]), int(host.tokens[i])) for i in order]
