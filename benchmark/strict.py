@@ -145,8 +145,8 @@ def _requests(r: dict[str, Any]) -> str:
 
 def _table(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| | seeds | kept | every gap | p99 rule | mean rule | longest pause p99 / max, s | preemptions | redone | tokens/s | run |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| | seeds | kept | every gap / p99 / mean | pause p99 / max, s | preemptions | redone | tokens/s | run |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in found:
@@ -179,9 +179,9 @@ def _line(name: str, same: list[dict[str, Any]]) -> str:
         name.strip(),
         ", ".join(str(r["seed"]) for r in same),
         f"{mean(lambda r: r['attainment']):.3f}{spread}",
-        f"{mean(lambda r: r['by_rule']['every']):.3f}",
-        f"{mean(lambda r: r['by_rule']['p99']):.3f}",
-        f"{mean(lambda r: r['by_rule']['mean']):.3f}",
+        " / ".join(
+            f"{sum(r['by_rule'][rule] for r in same) / len(same):.3f}" for rule in ("every", "p99", "mean")
+        ),
         f"{mean(lambda r: r['longest_pause_s']['p99']):.3g} / {max(r['longest_pause_s']['max'] for r in same):.3g}",
         f"{mean(lambda r: r['preemptions']):.0f}",
         f"{mean(lambda r: r['recompute_tax']):.0%}",
