@@ -11,7 +11,7 @@ from dataclasses import replace
 from sglang_slo.core import chunking
 from sglang_slo.core.chunking import Budget, DecodeChoice
 from sglang_slo.core.iteration_plan import PlanSettings
-from sglang_slo.core.latency import BatchShape
+from sglang_slo.core.latency import BatchShape, decode_shape
 from sglang_slo.core.view import View
 
 SHORTEST_CAP_S = 0.02  # the cap on an iteration follows the tightest TTFT limit, down to this
@@ -24,12 +24,12 @@ def decodes(view: View, config: PlanSettings) -> DecodeChoice | None:
     """Who decodes; None: nobody is there to."""
     if len(view.decoding) == 0:
         return None
-    table, rows = view.table, view.decoding
-    allowance = table.due_s(rows, config.margin) - view.ready_s
+    table, rows, verified = view.table, view.decoding, view.table.step.verified_tokens
+    contexts = table.context_tokens(rows)
+    alone_s = view.model.safe_iteration_s(decode_shape(len(rows), int(contexts.sum()), verified=verified))
+    allowance = table.due_s(rows, config.margin, alone_s) - view.ready_s
     may_sit_out = config.decode_buckets and view.may_sit_out
-    return chunking.choose_decodes(
-        allowance, table.context_tokens(rows), view.model, may_sit_out, table.step.verified_tokens
-    )
+    return chunking.choose_decodes(allowance, contexts, view.model, may_sit_out, verified)
 
 
 def budget(view: View, choice: DecodeChoice | None, backlog_tokens: int, config: PlanSettings) -> Budget:

@@ -23,6 +23,7 @@ from sglang_slo.core.slo import GapRule, Slo, bucket
 from sglang_slo.core.steps import PLAIN, DecodeStep
 
 CATCH_UP_SHARE = 0.5  # of each limit, at least, is left by one behind its mean
+HURRY_SHARE = 0.2  # of the time, at most, is for decoding what is expected to pass its end all the same
 
 COLUMNS: dict[str, Any] = {
     "seq": np.int64,  # arrival order, the last tie-break of every decision
@@ -194,7 +195,7 @@ class RequestTable:
 
     # -- time
 
-    def due_s(self, rows: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    def due_s(self, rows: np.ndarray, margin: float = 0.0, decode_s: float = 0.0) -> np.ndarray:
         """When the next delivery of each decoding row is due, by its own rules; float[n], inf: never.
 
         last: the last token's (predicted) end, first: the first one's, n: how many will be out by then. Token n is due
@@ -206,7 +207,9 @@ class RequestTable:
 
         One that has fallen behind its line would be due at once, token after token, and nobody could prefill beside it. So
         what is lost has no line any more (a missed pace leaves each gap its limit, a missed end leaves nothing), and one that
-        is behind its mean catches up by a share of each limit: the rest is for the others.
+        is behind its mean catches up by a share of each limit: the rest is for the others. An end that would have tokens
+        faster than decoding alone gives them, `decode_s`, cannot be kept unless it becomes shorter than expected: it leaves
+        the others most of the time.
 
         `margin`: the share of each limit that is left unused; where it is a pace, of the time of all tokens so far, but no
         more than one token's: what is late on its way to the client is the last token, whichever it is.
@@ -229,6 +232,7 @@ class RequestTable:
         by = self.e2e_by_s[rows]
         if np.isfinite(by).any():
             each = (by - last) / np.maximum(self.expected_steps(rows), 1.0)
+            each = np.where(each < decode_s, decode_s / HURRY_SHARE, each)
             due = np.where(by > last, np.minimum(due, last + each * (1 - margin)), due)
         return due
 
