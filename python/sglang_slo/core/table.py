@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,11 @@ class RequestTable:
         declared = self.declared_tokens[rows]
         both = remaining_and_expected(quantiles, generated, declared, confidence)
         self.remaining_tokens[rows], self.expected_tokens[rows] = both
+
+    @property
+    def taken(self) -> Set[int]:
+        """Rows that are given out."""
+        return self._taken
 
     def remove(self, row: int) -> None:
         """Give a row back; nothing if it was given back before."""

@@ -84,7 +84,12 @@ class RequestRegistry:
             verified = self.table.step.verified_tokens
             limits, req.slo_unattainable = attainable(slo, prompt, model, cached_tokens, verified)
             declared, permits = req.sampling_params.max_new_tokens, features.of(req)
-            row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
+            try:
+                row = self.table.add(limits, arrival_s, prompt, 2**30 if declared is None else declared)
+            except Exception:
+                for nobodys in self.table.taken - self.reqs.keys():
+                    self.table.remove(nobodys)
+                raise
             req.slo, req.slo_row = slo, row  # at once: whatever raises from here on, the row is somebody's
             self.reqs[row] = req
             self._changed()
@@ -117,10 +122,14 @@ class RequestRegistry:
         row = req.slo_row
         if row >= 0:
             self.closing(req)
-            self.table.remove(row)  # first: if it fails, the request keeps its row, and `sweep` tries again
-            del self.reqs[row]
-            req.slo_row = -1
-            self._changed()
+            try:
+                self.table.remove(row)
+            finally:
+                # a request keeps its row for as long as the table does: `sweep` tries again
+                if row not in self.table.taken:
+                    del self.reqs[row]
+                    req.slo_row = -1
+                    self._changed()
 
     def _changed(self) -> None:
         self._version += 1
