@@ -209,12 +209,15 @@ def main() -> int:
         parser.error("--out: needed to keep rows in")
     rows = json.loads(args.out.read_text()) if args.out.exists() else []
     seeds = [int(s) for s in args.seeds.split(",")]
-    known = {(r["workload"], r["load"], r["seed"], r["scheduler"], tuple(r["argv"])) for r in rows}
+    known = {
+        (r["workload"], r["load"], r["seed"], r["scheduler"], tuple(r["argv"]), "modelled" in r["device"])
+        for r in rows
+    }
     for cell in TABLE:
         if args.only and cell.workload != args.only:
             continue
         for spec in specs(cell, seeds, args.data):
-            if (spec.workload, spec.load, spec.seed, spec.scheduler, spec.argv) in known:
+            if (spec.workload, spec.load, spec.seed, spec.scheduler, spec.argv, spec.device is None) in known:
                 continue
             [result] = run_all([spec], 1)
             rows.append(row(spec, result.measures()))
