@@ -107,6 +107,14 @@ def test_without_a_limit_nothing_is_due_though_no_token_is_known_of() -> None:
         assert table.due_s(rows, 0.1).tolist() == [math.inf, -math.inf]
 
 
+def test_a_mean_beside_one_that_has_no_token_yet_is_still_due() -> None:
+    table, rows = _decoding(Slo(tpot_s=0.1), [0.05])
+    fresh = table.add(Slo(), 0.0, 10, 1000)
+    table.goes_on(fresh, 1.0)  # stock scheduling began it: no token of it was seen
+    with np.errstate(all="raise"):
+        assert table.due_s(np.array([rows[0], fresh]), 0.1)[1] == math.inf
+
+
 def test_who_has_missed_its_promise_need_not_hurry_back() -> None:
     table, rows = _decoding(Slo(tbt_s=0.1), [0.05])
     assert math.isclose(table.back_by_s(int(rows[0])), 1.15)

@@ -232,9 +232,12 @@ class RequestTable:
         if paced.any():
             limit = np.where(paced, tbt, 0.0)
             due = np.where(paced, first + paced_n * limit, due)
-        if np.isfinite(tpot).any():
-            behind = first + n * tpot < last
-            due = np.minimum(due, np.where(behind, last + CATCH_UP_SHARE * tpot, first + paced_n * tpot))
+        mean = np.isfinite(tpot)
+        if mean.any():
+            limit = np.where(mean, tpot, 0.0)  # no token yet times no limit would be no number
+            behind = first + n * limit < last
+            line = np.where(behind, last + CATCH_UP_SHARE * limit, first + paced_n * limit)
+            due = np.where(mean, np.minimum(due, line), due)
         by = self.e2e_by_s[rows]
         if np.isfinite(by).any():
             each = (by - last) / np.maximum(self.expected_steps(rows), 1.0)

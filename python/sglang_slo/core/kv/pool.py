@@ -68,9 +68,8 @@ class Pool:
     waiting: np.ndarray = field(default_factory=_nobody)  # int[m] rows that still have prefill to do
     arriving: np.ndarray = field(default_factory=_nobody)  # rows that hold KV for their return from the host
     chunked: int = -1  # the row whose prefill was cut last iteration
-    given_up: np.ndarray = field(
-        default_factory=_nobody
-    )  # rows that there is no KV to keep a promise to, for now
+    # rows that there is no KV to keep a promise to, for now
+    given_up: np.ndarray = field(default_factory=_nobody)
     rule: str = "forecast"
     near: int = 100
     far: int = 1000
