@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ class RequestTable:
         step: DecodeStep = PLAIN,
     ) -> None:
         self._free = list(range(capacity))
-        self._taken: set[int] = set()
+        self.taken: set[int] = set()  # rows that are given out
         self._next_seq = 0
         self.capacity = capacity
         # predicted output length of each row, natural logs on `lengths.QUANTILES`; float[capacity, Q]
@@ -159,7 +158,7 @@ class RequestTable:
         self.splittable[row] = True
         self.log_quantiles[row] = quantiles
         self.promise(row, slo, arrival_s)
-        self._taken.add(heapq.heappop(self._free))
+        self.taken.add(heapq.heappop(self._free))
         return row
 
     def promise(self, row: int, slo: Slo, arrival_s: float) -> None:
@@ -188,15 +187,10 @@ class RequestTable:
         both = remaining_and_expected(quantiles, generated, declared, confidence)
         self.remaining_tokens[rows], self.expected_tokens[rows] = both
 
-    @property
-    def taken(self) -> Set[int]:
-        """Rows that are given out."""
-        return self._taken
-
     def remove(self, row: int) -> None:
         """Give a row back; nothing if it was given back before."""
-        if row in self._taken:
-            self._taken.discard(row)
+        if row in self.taken:
+            self.taken.discard(row)
             heapq.heappush(self._free, row)
 
     # -- time
